@@ -48,8 +48,8 @@ class FullLogitsTask:
 
         batch, share = micro
         batch = batch.to(next(model.parameters()).device)
-        logits = model.lm(input_ids=batch.input_ids_BT, use_cache=False).logits.flatten(0, 1)
-        labels = torch.full_like(batch.input_ids_BT.flatten(), -100).index_put((batch.index_N,), batch.labels_N)
+        logits = model.lm(input_ids=batch.inputs, use_cache=False).logits.flatten(0, 1)
+        labels = torch.full_like(batch.inputs.flatten(), -100).index_put((batch.index_N,), batch.labels_N)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
         return loss / batch.n_tokens * share, {}
 

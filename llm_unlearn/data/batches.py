@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_unlearn.data.images import Picture, stacked
 from llm_unlearn.data.tokenise import Encoded
+
+Item = Encoded | Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +20,14 @@ class Batch:
     """Tensors of B items. No attention mask: with right padding and causal attention no real token ever sees a pad.
 
     Attributes:
-        input_ids_BT: (B, T) token ids; the last answer token is left out, since nothing is predicted from it.
+        inputs: (B, T) token ids, the last answer token left out, since nothing is predicted from it; or (B, C, H, W)
+            images, each of which predicts one token, its class.
         index_N: (N,) positions in the flattened (B * T) input whose next token is an answer token.
         labels_N: (N,) those answer tokens.
         row_N: (N,) which of the B items each belongs to.
     """
 
-    input_ids_BT: Tensor
+    inputs: Tensor
     index_N: Tensor
     labels_N: Tensor
     row_N: Tensor
@@ -31,22 +35,27 @@ class Batch:
     @property
     def n_rows(self) -> int:
         """B, the number of items."""
-        return self.input_ids_BT.shape[0]
+        return self.inputs.shape[0]
 
     @property
     def n_tokens(self) -> int:
         """N, the number of answer tokens."""
         return self.labels_N.shape[0]
 
+    @property
+    def n_inputs(self) -> int:
+        """How many tokens, padding included, or images a model reads."""
+        return self.n_rows if self.inputs.is_floating_point() else self.inputs.numel()
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(
-            *(t.to(device, non_blocking=True) for t in (self.input_ids_BT, self.index_N, self.labels_N, self.row_N))
-        )
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.inputs, self.index_N, self.labels_N, self.row_N)))
 
 
-def collate(items: Sequence[Encoded], pad_id: int = 0) -> Batch:
-    """Pad B items on the right. Which id pads is of no consequence to any result."""
+def collate(items: Sequence[Item], pad_id: int = 0) -> Batch:
+    """Pad B texts on the right, or stack B images. Which id pads is of no consequence to any result."""
+    if isinstance(items[0], Picture):
+        return Batch(*stacked(items))
     lengths = np.asarray([len(item.ids) - 1 for item in items])
     counts = np.asarray([item.n_answer for item in items])
     width = int(lengths.max())
@@ -61,14 +70,14 @@ def collate(items: Sequence[Encoded], pad_id: int = 0) -> Batch:
     return Batch(torch.from_numpy(inputs), torch.from_numpy(index), torch.from_numpy(labels), torch.from_numpy(row))
 
 
-def length_sorted(items: Sequence[Encoded], max_tokens: int) -> Iterator[list[int]]:
+def length_sorted(items: Sequence[Item], max_tokens: int) -> Iterator[list[int]]:
     """Yield groups of item numbers of similar length, longest first, each at most `max_tokens` once padded (one item
     always fits).
     """
-    order = sorted(range(len(items)), key=lambda i: (-len(items[i].ids), i))
+    order = sorted(range(len(items)), key=lambda i: (-items[i].n_inputs, i))
     group: list[int] = []
     for i in order:
-        if group and (len(group) + 1) * len(items[group[0]].ids) > max_tokens:
+        if group and (len(group) + 1) * (items[group[0]].n_inputs + 1) > max_tokens:
             yield group
             group = []
         group.append(i)

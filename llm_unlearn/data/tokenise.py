@@ -39,6 +39,11 @@ class Encoded:
         """Number of answer tokens, which is the number of positions the vocabulary is computed at."""
         return len(self.ids) - self.start
 
+    @property
+    def n_inputs(self) -> int:
+        """Number of tokens a model reads."""
+        return len(self.ids) - 1
+
 
 def resolve_format(tokenizer: Any, name: str) -> str:
     """Return the format to use: the chat template if there is one, plain otherwise; tokenizers of our worlds say "bare"

@@ -38,7 +38,7 @@ def kl_divergence(model: AnswerModel, gold: AnswerModel, items: Sequence[Encoded
     for group in length_sorted(items, MAX_TOKENS):
         batch = collate([items[i] for i in group]).to(device)
         parts = []
-        both = (m.logits_in_parts(batch.input_ids_BT, batch.index_N) for m in (model, gold))
+        both = (m.logits_in_parts(batch.inputs, batch.index_N) for m in (model, gold))
         for (_, mine_NV), (_, theirs_NV) in zip(*both, strict=True):
             mine_NV, theirs_NV = (logits.float().log_softmax(-1) for logits in (mine_NV, theirs_NV))
             parts.append((theirs_NV.exp() * (theirs_NV - mine_NV)).sum(-1).double())

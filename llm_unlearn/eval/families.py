@@ -88,7 +88,7 @@ def _states(
 
     decoder: Any = model.lm.get_decoder()
     batch = collate(members).to(next(model.parameters()).device)
-    ids_BT = batch.input_ids_BT
+    ids_BT = batch.inputs
     cache = None
     if heads.shape[1]:
         cache = DynamicCache(config=model.lm.config)

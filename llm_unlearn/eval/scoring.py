@@ -48,11 +48,11 @@ def score_answers(
         members = [items[i] for i in group]
         batch = collate(members).to(device)
         if model.plain_head:
-            states_NH = model.states(batch.input_ids_BT, batch.index_N)
+            states_NH = model.states(batch.inputs, batch.index_N)
             wanted = set(range(len(members))) if vocabulary else set()
             scored = scored_from_states(model, states_NH, batch.labels_N, members, wanted)
         else:
-            logits_NV = model(batch.input_ids_BT, batch.index_N)
+            logits_NV = model(batch.inputs, batch.index_N)
             scored = _by_item(_token_scores(logits_NV, batch.labels_N, vocabulary), members)
         for i, its in zip(group, scored, strict=True):
             out[i] = its
@@ -120,7 +120,7 @@ def _token_scores(logits_NV: Tensor, labels_N: Tensor, vocabulary: bool) -> list
 
 def padded_tokens(items: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> int:
     """Return how many tokens `score_answers` feeds to the model for these items, padding included."""
-    return sum(len(group) * (len(items[group[0]].ids) - 1) for group in length_sorted(items, max_tokens))
+    return sum(len(group) * items[group[0]].n_inputs for group in length_sorted(items, max_tokens))
 
 
 def gradient_norms(model: AnswerModel, items: Sequence[Encoded]) -> list[float]:
@@ -137,7 +137,7 @@ def gradient_norms(model: AnswerModel, items: Sequence[Encoded]) -> list[float]:
     for item in items:
         batch = collate([item]).to(device)
         with torch.enable_grad():
-            logp_N = token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)[0]
+            logp_N = token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)[0]
             loss = nll(logp_N[:-1] if item.has_eos and len(logp_N) > 1 else logp_N)
             grads = torch.autograd.grad(loss, weights, allow_unused=True)
         norms = torch.stack([g.norm() for g in grads if g is not None])

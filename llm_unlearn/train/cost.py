@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from llm_unlearn.data.batches import Batch
 from llm_unlearn.files import read_json
 from llm_unlearn.models.pretrained import read_origin, split_reference
 from llm_unlearn.usage import resident_peak
@@ -46,10 +47,10 @@ def counted_parameters(lm: Any) -> tuple[int, int]:
     return sum(p.numel() for p in counted), sum(p.numel() for p in counted if p.requires_grad)
 
 
-def count_pass(tokens: Counter[str], input_ids_BT: Tensor) -> None:
+def count_pass(tokens: Counter[str], batch: Batch) -> None:
     """Count a forward pass over a batch, and the backward pass that follows if gradients are recorded."""
-    tokens["forward"] += input_ids_BT.numel()
-    tokens["backward"] += input_ids_BT.numel() if torch.is_grad_enabled() else 0
+    tokens["forward"] += batch.n_inputs
+    tokens["backward"] += batch.n_inputs if torch.is_grad_enabled() else 0
 
 
 def training_flops(reference: str | None) -> float | None:

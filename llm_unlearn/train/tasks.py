@@ -70,6 +70,6 @@ class FitTask:
         """Return the micro-batch's part of the mean answer-token loss."""
         batch, share = micro
         batch = batch.to(next(model.parameters()).device)
-        count_pass(self.tokens, batch.input_ids_BT)
-        logp_N, _ = token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)
+        count_pass(self.tokens, batch)
+        logp_N, _ = token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)
         return nll(logp_N) * share, {}

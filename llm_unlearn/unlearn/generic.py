@@ -57,12 +57,12 @@ class GenericTargets:
         model.train()
         for step in range(int(params["reinforce_updates"])):
             batch = collate([items[i] for i in step_items(len(items), batch_size, step, seed)]).to(device)
-            logits_NV = model(batch.input_ids_BT, batch.index_N)
+            logits_NV = model(batch.inputs, batch.index_N)
             nll(token_logprobs(logits_NV, batch.labels_N)[0]).backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            count_pass(self.tokens, batch.input_ids_BT)
+            count_pass(self.tokens, batch)
         return model
 
     @torch.no_grad()
@@ -76,9 +76,9 @@ class GenericTargets:
         out: dict[int, Tensor] = {}
         for group in length_sorted(items, MAX_TOKENS):
             batch = collate([items[i] for i in group]).to(device)
-            where = (batch.input_ids_BT, batch.index_N)
+            where = (batch.inputs, batch.index_N)
             target_N = generic_targets(model(*where), reinforced(*where), strength=strength).cpu()
             out |= dict(zip(group, target_N.split([items[i].n_answer for i in group]), strict=True))
-            self.tokens["reference"] += 2 * int(batch.input_ids_BT.numel())
+            self.tokens["reference"] += 2 * batch.n_inputs
         model.train(was_training)
         return [out[i] for i in range(len(items))]

@@ -34,7 +34,7 @@ def mean_squared_gradients(
     for item in mine:
         for name, grad in _gradient(model, collate([item])).items():
             sums[name] += grad.float().square()
-    return _over(sums, len(items), accelerator), sum(len(item.ids) - 1 for item in mine)
+    return _over(sums, len(items), accelerator), sum(item.n_inputs for item in mine)
 
 
 def mean_gradient(model: AnswerModel, items: Sequence[Encoded], accelerator: Any) -> tuple[dict[str, Tensor], int]:
@@ -47,7 +47,7 @@ def mean_gradient(model: AnswerModel, items: Sequence[Encoded], accelerator: Any
     tokens = 0
     for group in length_sorted(mine, MAX_TOKENS):
         batch = collate([mine[i] for i in group])
-        tokens += batch.input_ids_BT.numel()
+        tokens += batch.n_inputs
         for name, grad in _gradient(model, batch).items():
             sums[name] -= grad.float()
     return _over(sums, sum(item.n_answer for item in items), accelerator), tokens
@@ -70,7 +70,7 @@ def _gradient(model: AnswerModel, batch: Batch) -> dict[str, Tensor]:
     was_training = model.training
     model.eval()
     with torch.enable_grad():
-        logp_N, _ = token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)
+        logp_N, _ = token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)
         grads = torch.autograd.grad(logp_N.sum(), list(trained.values()), allow_unused=True)
     model.train(was_training)
     return {name: grad for name, grad in zip(trained, grads, strict=True) if grad is not None}

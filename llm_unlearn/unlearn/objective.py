@@ -286,7 +286,7 @@ class UnlearnTask:
         reference.
         """
         batch = part.batch.to(next(model.parameters()).device)
-        where = (batch.input_ids_BT, batch.index_N)
+        where = (batch.inputs, batch.index_N)
         out: dict[str, Any] = {
             f"{prefix}row_N": batch.row_N,
             "n_rows": batch.n_rows,
@@ -311,7 +311,7 @@ class UnlearnTask:
             if self.objective.generic is not None and "generic_logp_N" in names:
                 generic_N = self.objective.generic(part.numbers).to(batch.row_N.device)
                 out["generic_logp_N"] = token_logprobs(logits_NV, generic_N)[0]
-        count_pass(self.tokens, batch.input_ids_BT)
+        count_pass(self.tokens, batch)
         if f"ref_{prefix}logp_B" in names:
             out[f"ref_{prefix}logp_B"] = self.objective.cached[source](part.numbers).to(batch.row_N.device)
         if self.objective.reference is not None and any(name in ("ref_logits_NV", "ref_hidden_NH") for name in names):
@@ -319,5 +319,5 @@ class UnlearnTask:
             out["ref_hidden_NH" if hidden else "ref_logits_NV"] = self.objective.reference(
                 *where, self.objective.layer if hidden else None
             )
-            self.tokens["reference"] += int(batch.input_ids_BT.numel())
+            self.tokens["reference"] += batch.n_inputs
         return out

@@ -40,10 +40,10 @@ def test_collate_against_a_slow_reference(items):
     assert batch.row_N.tolist() == rows
     assert batch.n_rows == len(items)
     assert batch.n_tokens == sum(item.n_answer for item in items)
-    for ids, item in zip(batch.input_ids_BT, items, strict=True):
+    for ids, item in zip(batch.inputs, items, strict=True):
         assert ids[: len(item.ids) - 1].tolist() == item.ids[:-1].tolist()
         assert not ids[len(item.ids) - 1 :].any()
-    assert {t.dtype for t in (batch.input_ids_BT, batch.index_N, batch.labels_N, batch.row_N)} == {torch.int64}
+    assert {t.dtype for t in (batch.inputs, batch.index_N, batch.labels_N, batch.row_N)} == {torch.int64}
 
 
 @given(ITEMS, st.integers(0, 50))
@@ -51,7 +51,7 @@ def test_the_pad_id_only_fills(items, pad):
     a, b = collate(items), collate(items, pad)
     assert torch.equal(a.index_N, b.index_N)
     assert torch.equal(a.labels_N, b.labels_N)
-    differ = a.input_ids_BT != b.input_ids_BT
+    differ = a.inputs != b.inputs
     assert not differ.flatten()[a.index_N].any()
 
 
@@ -60,7 +60,7 @@ def test_the_pad_id_changes_no_number(tiny_lm, tiny_items):
     logits = []
     for pad in (0, 7):
         batch = collate(items, pad)
-        logits.append(tiny_lm(input_ids=batch.input_ids_BT).logits.flatten(0, 1)[batch.index_N])
+        logits.append(tiny_lm(input_ids=batch.inputs).logits.flatten(0, 1)[batch.index_N])
     assert torch.equal(*logits)
 
 

@@ -177,7 +177,7 @@ def fitted(lm, items, steps=150):
     optimizer, batch = torch.optim.AdamW(lm.parameters(), lr=1e-2), collate(items)
     for _ in range(steps):
         optimizer.zero_grad()
-        nll(token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)[0]).backward()
+        nll(token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)[0]).backward()
         optimizer.step()
     return model
 

@@ -50,11 +50,11 @@ def batch(tiny_items):
 
 
 def full_logits(lm, batch):
-    return lm(input_ids=batch.input_ids_BT, use_cache=False).logits.flatten(0, 1)[batch.index_N]
+    return lm(input_ids=batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.index_N]
 
 
 def small(batch, vocab: int):
-    return type(batch)(batch.input_ids_BT % vocab, batch.index_N, batch.labels_N % vocab, batch.row_N)
+    return type(batch)(batch.inputs % vocab, batch.index_N, batch.labels_N % vocab, batch.row_N)
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -62,7 +62,7 @@ def test_llama(make_lm, batch, tie):
     lm = make_lm(tie=tie).eval()
     model = AnswerModel(lm)
     assert model.plain_head
-    torch.testing.assert_close(model(batch.input_ids_BT, batch.index_N), full_logits(lm, batch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(batch.inputs, batch.index_N), full_logits(lm, batch), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("make", "plain"), [(gpt2, True), (gemma2, False), (granite, False)])
@@ -72,7 +72,7 @@ def test_other_families(make, plain, batch):
     lm, batch = make().eval(), small(batch, V)
     model = AnswerModel(lm)
     assert model.plain_head == plain
-    torch.testing.assert_close(model(batch.input_ids_BT, batch.index_N), full_logits(lm, batch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(batch.inputs, batch.index_N), full_logits(lm, batch), rtol=0, atol=1e-6)
 
 
 def test_a_soft_cap_counts_once_logits_have_grown(batch):
@@ -81,14 +81,14 @@ def test_a_soft_cap_counts_once_logits_have_grown(batch):
     model = AnswerModel(lm)
     with torch.no_grad():
         lm.model.norm.weight.fill_(200.0)
-        logits = model(batch.input_ids_BT, batch.index_N)
+        logits = model(batch.inputs, batch.index_N)
         assert 20 < logits.abs().max() <= 30
         torch.testing.assert_close(logits, full_logits(lm, batch), rtol=0, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_whole_model(make_lm, batch):
     grads = []
-    for call in (lambda lm: AnswerModel(lm)(batch.input_ids_BT, batch.index_N), lambda lm: full_logits(lm, batch)):
+    for call in (lambda lm: AnswerModel(lm)(batch.inputs, batch.index_N), lambda lm: full_logits(lm, batch)):
         lm = make_lm()
         torch.nn.functional.cross_entropy(call(lm), batch.labels_N).backward()
         grads.append([p.grad for p in lm.parameters()])
@@ -100,8 +100,8 @@ def test_gradients_are_those_of_the_whole_model(make_lm, batch):
 def test_layer_outputs_are_the_residual_stream(make, make_lm, batch):
     lm = (make() if make else make_lm()).eval()
     batch = small(batch, V)
-    states = lm(input_ids=batch.input_ids_BT, output_hidden_states=True).hidden_states
-    got = AnswerModel(lm)(batch.input_ids_BT, batch.index_N, 0)
+    states = lm(input_ids=batch.inputs, output_hidden_states=True).hidden_states
+    got = AnswerModel(lm)(batch.inputs, batch.index_N, 0)
     assert got.shape == (batch.n_tokens, 32)
     torch.testing.assert_close(got, states[1].flatten(0, 1)[batch.index_N], rtol=0, atol=0)
 
@@ -109,19 +109,19 @@ def test_layer_outputs_are_the_residual_stream(make, make_lm, batch):
 def test_adapters_take_part(make_lm, batch):
     lm = add_lora(make_lm(), LoraConfig(rank=2)).eval()
     model = AnswerModel(lm)
-    before = model(batch.input_ids_BT, batch.index_N)
+    before = model(batch.inputs, batch.index_N)
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    after = model(batch.input_ids_BT, batch.index_N)
+    after = model(batch.inputs, batch.index_N)
     assert model.plain_head
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, full_logits(lm, batch), rtol=0, atol=1e-5)
     with lm.disable_adapter():
-        torch.testing.assert_close(model(batch.input_ids_BT, batch.index_N), before, rtol=0, atol=0)
+        torch.testing.assert_close(model(batch.inputs, batch.index_N), before, rtol=0, atol=0)
     merged = AnswerModel(merge_lora(lm))
-    torch.testing.assert_close(merged(batch.input_ids_BT, batch.index_N), after, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(merged(batch.inputs, batch.index_N), after, rtol=1e-4, atol=1e-5)
 
 
 def test_only_adapters_train(make_lm):

@@ -59,7 +59,7 @@ def gradients(model, batch):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(batch.input_ids_BT, batch.index_N).log_softmax(-1)[:, 3].mean()
+        loss = model(batch.inputs, batch.index_N).log_softmax(-1)[:, 3].mean()
     size = sum(kept.values())
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, size
@@ -94,7 +94,7 @@ def test_layers_are_computed_again_while_training_only(build, batch, kind):
         assert len(seen) == passes
         model.eval()
         with torch.no_grad():
-            model(batch.input_ids_BT, batch.index_N)
+            model(batch.inputs, batch.index_N)
         assert len(seen) == passes + 1
 
 
@@ -112,10 +112,10 @@ def test_the_reference_is_one_plain_pass(build, batch, kind, layer):
     plain, model = build(kind, checkpointing=False), build(kind, checkpointing=True)
     seen = passes_of_first_mlp(model)
     frozen = FrozenModel(model)
-    out = frozen(batch.input_ids_BT, batch.index_N, layer)
+    out = frozen(batch.inputs, batch.index_N, layer)
     assert not out.requires_grad
     assert model.training
-    assert torch.equal(out, FrozenModel(plain)(batch.input_ids_BT, batch.index_N, layer))
+    assert torch.equal(out, FrozenModel(plain)(batch.inputs, batch.index_N, layer))
     assert len(seen) == 1  # where the reference is a copy, the hook is in it too
 
 

@@ -64,10 +64,10 @@ def test_the_batches_are_those_of_the_run():
     task = FitTask(items, 8, derive(0, "order"), Place(n_micro=4))
     batches = [batch for step in range(30) for batch, _ in task.micro_batches(step)]
     found = workload("finetune", config)
-    sizes = {(b.n_rows, b.input_ids_BT.shape[1], b.n_tokens) for b in batches}
+    sizes = {(b.n_rows, b.inputs.shape[1], b.n_tokens) for b in batches}
     largest = found.updates[0].largest[0].batch
     assert (largest.rows, largest.width, largest.answers) in sizes
-    assert largest.tokens == max(b.input_ids_BT.numel() for b in batches)
+    assert largest.tokens == max(b.inputs.numel() for b in batches)
     assert found.n_micro == 4
     assert found.steps == 30
     assert found.data_bytes >= 0

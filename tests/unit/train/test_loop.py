@@ -156,7 +156,7 @@ def test_the_logged_loss_is_the_mean_over_answer_tokens(make_lm, tiny_items):
 def test_every_item_comes_once_an_epoch(tiny_items):
     task, seen = FitTask(tiny_items[:24], 8, 3, Place(n_micro=2)), []
     for batch, _ in (micro for step in range(3) for micro in task.micro_batches(step)):
-        seen += [tuple(ids[ids != 0].tolist()) for ids in batch.input_ids_BT]
+        seen += [tuple(ids[ids != 0].tolist()) for ids in batch.inputs]
     assert sorted(seen) == sorted(tuple(item.ids[:-1].tolist()) for item in tiny_items[:24])
 
 

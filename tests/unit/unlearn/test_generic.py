@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_the_targets_of_the_batchs_items(make_lm, forget, ti
     _, shown = UnlearnTask(objective, items, 8, 0, Place()).loss(model, micro)
     batch = collate([forget[i] for i in micro["forget"].numbers])
     wanted_N = torch.cat([objective.generic.labels[i] for i in micro["forget"].numbers])
-    logits_NV = model(batch.input_ids_BT, batch.index_N)
+    logits_NV = model(batch.inputs, batch.index_N)
     assert shown["forget_loss"].item() == pytest.approx(nll(token_logprobs(logits_NV, wanted_N)[0]).item(), rel=1e-5)
 
 

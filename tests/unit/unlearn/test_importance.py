@@ -19,7 +19,7 @@ ALONE = SimpleNamespace(process_index=0, num_processes=1)
 
 def log_likelihood(model, items):
     batch = collate(items)
-    return token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)[0].sum()
+    return token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)[0].sum()
 
 
 def gradients(model, value):

@@ -85,7 +85,7 @@ def test_a_step_makes_the_passes_it_needs(make_lm, items, name):
     terms |= {"retain_loss"} if METHODS[name].retain != "none" and METHODS[name].rule != "turns" else set()
     assert set(shown) == terms
     spent = task.tokens - once
-    assert spent["forward"] == spent["backward"] == sum(p.batch.input_ids_BT.numel() for p in micro.values())
+    assert spent["forward"] == spent["backward"] == sum(p.batch.inputs.numel() for p in micro.values())
     assert (spent["reference"] > 0) == (PASSES[name][1] > 0)
 
 
@@ -134,11 +134,11 @@ def test_a_models_own_dropout_does_not_reach_the_reference(items, tiny_tokenizer
     lm = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), bos_token_id=1, eos_token_id=1, **shape))
     for model in (AnswerModel(lm), AnswerModel(add_lora(lm, LoraConfig(rank=2)))):
         reference, batch = FrozenModel(model.train()), collate(items.forget)
-        a, b = (reference(batch.input_ids_BT, batch.index_N) for _ in range(2))
+        a, b = (reference(batch.inputs, batch.index_N) for _ in range(2))
         assert torch.equal(a, b)
         assert model.training
         model.eval()
-        assert torch.allclose(a, model(batch.input_ids_BT, batch.index_N), atol=1e-6)
+        assert torch.allclose(a, model(batch.inputs, batch.index_N), atol=1e-6)
 
 
 def test_values_by_hand(make_lm, items):
@@ -148,7 +148,7 @@ def test_values_by_hand(make_lm, items):
 
     def mean_logp(source, numbers):
         batch = collate([source[i] for i in numbers])
-        return token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)[0].mean()
+        return token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)[0].mean()
 
     forget = mean_logp(items.forget, step_items(16, 8, 0, 0))
     retain = mean_logp(items.retain, partner_items(48, 8, 0, 0))
@@ -181,7 +181,7 @@ def test_random_answers_are_drawn_anew_at_every_pass(make_lm, items):
 def test_cached_log_probabilities_are_the_frozen_models(make_lm, items):
     model = AnswerModel(make_lm())
     cached, frozen, batch = CachedLogprobs(model, items.forget), FrozenModel(model), collate(items.forget)
-    logp_N, _ = token_logprobs(frozen(batch.input_ids_BT, batch.index_N), batch.labels_N)
+    logp_N, _ = token_logprobs(frozen(batch.inputs, batch.index_N), batch.labels_N)
     wanted = sum_by_row(logp_N, batch.row_N, batch.n_rows)
     numbers = torch.arange(16).numpy()
     assert torch.allclose(cached(numbers), wanted, atol=1e-5)
@@ -194,13 +194,13 @@ def test_the_reference_stays_where_it_was(make_lm, items, adapters):
     model = AnswerModel(add_lora(make_lm(), LoraConfig(rank=2)) if adapters else make_lm())
     batch = collate(items.retain[:5])
     frozen, cached = FrozenModel(model), CachedLogprobs(model, items.forget)
-    before = frozen(batch.input_ids_BT, batch.index_N), frozen(batch.input_ids_BT, batch.index_N, 0)
+    before = frozen(batch.inputs, batch.index_N), frozen(batch.inputs, batch.index_N, 0)
     logp = cached.logp.clone()
     move(model)
-    after = frozen(batch.input_ids_BT, batch.index_N), frozen(batch.input_ids_BT, batch.index_N, 0)
+    after = frozen(batch.inputs, batch.index_N), frozen(batch.inputs, batch.index_N, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(cached.logp, logp)
-    assert not torch.allclose(model(batch.input_ids_BT, batch.index_N), before[0])
+    assert not torch.allclose(model(batch.inputs, batch.index_N), before[0])
     assert not after[0].requires_grad
 
 
@@ -314,7 +314,7 @@ def test_each_sequence_of_flat_is_its_own(make_lm, items):
 
     def mean_prob(item):
         batch = collate([item])
-        return token_logprobs(model(batch.input_ids_BT, batch.index_N), batch.labels_N)[0].exp().mean().item()
+        return token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)[0].exp().mean().item()
 
     numbers = micro["forget"].numbers
     assert len({items.idk[i].n_answer for i in numbers} ^ {items.forget[i].n_answer for i in numbers}) > 0
@@ -326,12 +326,12 @@ def test_adaptive_rmu_aims_at_the_length_of_the_start_model(make_lm, items):
     model = AnswerModel(make_lm())
     objective, task, (micro,) = first_step(model, {"name": "rmu_adaptive", "params": {"scale": 2.0}}, items)
     batch = micro["forget"].batch
-    start_NH = model(batch.input_ids_BT, batch.index_N, objective.layer)
+    start_NH = model(batch.inputs, batch.index_N, objective.layer)
     target_NH = 2 * start_NH.norm(dim=-1, keepdim=True) * objective.control_H
     wanted = mean_by_row((start_NH - target_NH).square().mean(-1), batch.row_N, batch.n_rows).mean()
     assert task.loss(model, micro)[1]["forget_loss"].item() == pytest.approx(wanted.item(), rel=1e-5)
     move(model)  # the target stays with the start model
-    moved_NH = model(batch.input_ids_BT, batch.index_N, objective.layer)
+    moved_NH = model(batch.inputs, batch.index_N, objective.layer)
     wanted = mean_by_row((moved_NH - target_NH).square().mean(-1), batch.row_N, batch.n_rows).mean()
     assert task.loss(model, micro)[1]["forget_loss"].item() == pytest.approx(wanted.item(), rel=1e-4)
 

@@ -62,7 +62,7 @@ def test_an_update_costs_what_its_method_declares(make_lm, items, name, retain):
     if objective.reference is not None:
         meter(objective.reference.model.lm, seen, "reference", "reference backward")
     meter(model.lm, seen, "forward", "backward")
-    tokens = {batch: part.batch.input_ids_BT.numel() for batch, part in next(iter(task.micro_batches(0))).items()}
+    tokens = {batch: part.batch.inputs.numel() for batch, part in next(iter(task.micro_batches(0))).items()}
     train(model, task, OptimConfig(), LOOP, accelerator=make_accelerator(LOOP, 1))
     asked = declared(name, retain, tokens)
     assert seen["reference backward"] == 0
@@ -77,7 +77,7 @@ def test_an_update_of_fitting_is_one_pass(make_lm, tiny_items):
     meter(model.lm, seen, "forward", "backward")
     batch, _ = next(iter(task.micro_batches(0)))
     train(model, task, OptimConfig(), LOOP, accelerator=make_accelerator(LOOP, 1))
-    assert seen == task.tokens == Counter(forward=batch.input_ids_BT.numel(), backward=batch.input_ids_BT.numel())
+    assert seen == task.tokens == Counter(forward=batch.inputs.numel(), backward=batch.inputs.numel())
 
 
 @pytest.mark.parametrize("limit", [1, 60, 10_000])

@@ -43,7 +43,7 @@ def test_a_term_out_of_turn_costs_nothing(make_lm, tiny_items):
         total, shown = task.loss(model, micro)
         assert set(shown) == {f"{name}_loss"}
         total.backward()
-        tokens = micro[name].batch.input_ids_BT.numel()
+        tokens = micro[name].batch.inputs.numel()
         assert task.tokens == Counter(forward=tokens, backward=tokens, reference=tokens)
     drawn = [next(iter(task.micro_batches(step)))["forget"].numbers.tolist() for step in (0, 2)]
     assert sorted(drawn[0] + drawn[1]) == list(range(16))

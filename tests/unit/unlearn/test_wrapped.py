@@ -147,7 +147,7 @@ def test_a_step_costs_what_is_declared(go, name):
     _, plain, _ = go("npo", "none")
     _, task, _ = go("npo", name)
     (micro,) = plain.micro_batches(0)
-    forget, retain = (micro[key].batch.input_ids_BT.numel() for key in ("forget", "retain"))
+    forget, retain = (micro[key].batch.inputs.numel() for key in ("forget", "retain"))
     before = plain.objective.start_tokens
     assert plain.tokens - before == Counter(forward=forget + retain, backward=forget + retain)
     declared = GRADIENTS[name].passes[0] * forget + GRADIENTS[name].passes[1] * retain
