@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 
 from llm_unlearn.config import Config, digest
+from llm_unlearn.data.images import CLASSES_FILE, Classes
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_bytes, sha256_file
 from llm_unlearn.models.adapter import base_of, is_adapter, merge_adapter
 from llm_unlearn.models.lora import LoraConfig, add_lora
+from llm_unlearn.models.vision import NetConfig, build_classifier, check_classes, is_classifier, load_classifier
 from llm_unlearn.models.tiny import SIZES, TinyConfig, build_tiny
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -34,6 +36,7 @@ class ModelConfig(Config):
 
     size: str = Field(default="world", description="From-scratch Llama-style size (llm-unlearn ls sizes).")
     shape: TinyConfig | None = Field(default=None, description="From-scratch shape in place of a named size.")
+    net: NetConfig | None = Field(default=None, description="Image classifier, for data of images; null: a small CNN.")
     name: str | None = Field(
         default=None, description="Hugging Face name, folder or run@kind to start from; wins over size."
     )
@@ -42,12 +45,16 @@ class ModelConfig(Config):
 
 
 def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
-    """Return the model a run trains: seeded random weights of a size, or `config.name` loaded, with adapters if asked
-    for.
+    """Return the model a run trains: seeded random weights of a size, a classifier where the tokenizer is of classes, or
+    `config.name` loaded, with adapters if asked for.
     """
+    if config.net is not None and not isinstance(tokenizer, Classes):
+        raise UserError("model.net: is for images; set data.kind (digits, ...), or leave it out")
     if config.name is not None:
         lm = load_model(config.name, config.dtype)
         check_vocabulary(lm, tokenizer, config.name)
+    elif isinstance(tokenizer, Classes):
+        lm = build_classifier(config.net or NetConfig(), tokenizer.shape, len(tokenizer), seed)
     else:
         if config.shape is None and config.size not in SIZES:
             raise UserError(f"unknown model size '{config.size}' in model.size{suggest(config.size, SIZES)}")
@@ -135,7 +142,7 @@ def locate(reference: str) -> str:
 
 
 def load_model(reference: str, dtype: DType = "float32") -> Any:
-    """Load a causal LM; a folder that holds a LoRA adapter is loaded as its base with the adapter merged.
+    """Load a causal LM or a classifier of ours; a folder that holds a LoRA adapter is loaded as its base with the adapter merged.
 
     Raises UserError (one line) for what is not there, not complete, or not safe to load, and for an adapter that does
     not fit its base or was trained on another one.
@@ -143,6 +150,8 @@ def load_model(reference: str, dtype: DType = "float32") -> Any:
     name = locate(reference)
     if is_adapter(Path(name)):
         return _load_adapter(Path(name), dtype)
+    if (Path(name) / CLASSES_FILE).is_file():
+        return load_classifier(Path(name), dtype)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_log
 
@@ -188,12 +197,14 @@ def _load_adapter(folder: Path, dtype: DType) -> Any:
 
 
 def load_tokenizer(reference: str) -> Any:
-    """Load the tokenizer beside a model; one without a pad token pads with its end token (pads are never read)."""
+    """Load the tokenizer, or the classes, beside a model; one without a pad token pads with its end token (pads are never read)."""
     from transformers import AutoTokenizer
 
     name = locate(reference)
     if is_adapter(Path(name)) and not _has_tokenizer(Path(name)):
         name = base_of(Path(name))
+    if (Path(name) / CLASSES_FILE).is_file():
+        return Classes.load(Path(name))
     if Path(name).is_dir() and not _has_tokenizer(Path(name)):
         raise UserError(f"{name}: has no tokenizer; put the model's tokenizer.json and tokenizer_config.json there")
     try:
@@ -216,7 +227,10 @@ def read_origin(reference: str) -> dict[str, Any]:
 
 
 def check_vocabulary(lm: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that has ids the model does not know."""
+    """Refuse a tokenizer that has ids, or classes, the model does not know."""
+    if isinstance(tokenizer, Classes) or is_classifier(lm):
+        check_classes(lm, tokenizer, name)
+        return
     rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(

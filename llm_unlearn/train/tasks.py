@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from llm_unlearn.data.batches import Batch, collate
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.losses import nll, token_logprobs
 from llm_unlearn.train.cost import count_pass
@@ -48,7 +48,7 @@ class FitTask:
     tokens of the global batch.
     """
 
-    def __init__(self, items: Sequence[Encoded], batch_size: int, seed: int, place: Place, pad_id: int = 0) -> None:
+    def __init__(self, items: Sequence[Item], batch_size: int, seed: int, place: Place, pad_id: int = 0) -> None:
         if not items:
             raise UserError("the training set is empty; check data and scenario")
         self.items, self.batch_size, self.seed, self.place, self.pad_id = items, batch_size, seed, place, pad_id
