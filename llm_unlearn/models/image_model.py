@@ -133,7 +133,7 @@ class ImageClassifier(PreTrainedModel):
         if list(pixels_BCHW.shape[1:]) != list(self.config.image_shape):
             theirs, mine = ("x".join(map(str, shape)) for shape in (pixels_BCHW.shape[1:], self.config.image_shape))
             raise UserError(f"the images are {theirs}, and the model was made for {mine}; give it its own data")
-        x = self.stem(pixels_BCHW.to(self.dtype))
+        x = self.stem(pixels_BCHW.to(self.head.weight.dtype))
         for block in self.blocks[:n_blocks]:
             x = block(x)
         return x

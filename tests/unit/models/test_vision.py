@@ -28,8 +28,11 @@ from llm_unlearn.models.image_model import (
 from llm_unlearn.models.image_nets import NetConfig, patch_side
 from llm_unlearn.models.lora import LoraConfig, add_lora, load_trained_state, trained_state
 from llm_unlearn.models.pretrained import load_model
+from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.cost import counted_parameters, flops
+from llm_unlearn.train.loop import make_accelerator, train
 from llm_unlearn.train.snapshot import save_model
+from llm_unlearn.train.tasks import FitTask, Place
 from llm_unlearn.unlearn.config import MethodConfig
 from llm_unlearn.unlearn.objective import make_objective, resolve_objective
 
@@ -246,6 +249,49 @@ def test_batch_norm_counts_in_the_state_a_run_resumes_from():
     assert any(name.endswith("running_mean") for name in trained_state(lm))
     load_trained_state(fresh, trained_state(lm))
     assert torch.equal(fresh.eval()(images(4)), lm(images(4)))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+class KillAt:
+    """A callback that kills at a step, once the state before it is saved."""
+
+    def __init__(self, step: int | None = None) -> None:
+        self.step = step
+
+    def __call__(self, run) -> None:
+        if run.step == self.step:
+            raise Killed
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def fitted(net, out, *callbacks):
+    loop = LoopConfig(max_steps=6, batch_size=8, save_every=2, threads=1)
+    task = FitTask(pictures(20), 8, 0, Place(n_micro=2))
+    accelerator = make_accelerator(loop, 2)
+    return train(
+        ImageModel(built(net)), task, OptimConfig(), loop, accelerator=accelerator, out=out, callbacks=callbacks
+    )
+
+
+@pytest.mark.parametrize("net", [NetConfig(arch="resnet8", norm="batch"), NetConfig(arch="vit")], ids=name_of)
+def test_a_killed_run_ends_bit_identical(net, tmp_path):
+    start = built(net).state_dict()
+    whole = fitted(net, tmp_path / "whole", KillAt()).lm.state_dict()
+    with pytest.raises(Killed):
+        fitted(net, tmp_path / "killed", KillAt(5))
+    again = fitted(net, tmp_path / "killed", KillAt())
+    assert again.resumed_from == 4
+    for name, value in again.lm.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+        assert not torch.equal(value, start[name]), name
 
 
 def test_batch_norm_mixes_images_in_training_only():
