@@ -63,6 +63,10 @@ class AnswerModel(nn.Module):
             return
         yield from self.head_in_parts(self.states(input_ids_BT, index_N))
 
+    def hidden_size(self, layer: int) -> int:
+        """Return H, the width of a layer's output: of every layer's the same."""
+        return self.lm.config.hidden_size
+
     def head_in_parts(self, states_NH: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield (which of N states, their logits) in order, a few rows at a time; only for models with a plain head.
 

@@ -153,13 +153,22 @@ def load_model(reference: str, dtype: DType = "float32") -> Any:
     if (Path(name) / CLASSES_FILE).is_file():
         return load_classifier(Path(name), dtype)
     from transformers import AutoModelForCausalLM
+
+    return load_checked(AutoModelForCausalLM, name, dtype)
+
+
+def load_checked(loader: Any, name: str, dtype: DType) -> Any:
+    """Return what a transformers class loads from a folder or hub name: safetensors only, no code of the model's own.
+
+    Raises UserError (one line) for weights that are missing, of another shape, or not finite.
+    """
     from transformers.utils import logging as transformers_log
 
     _refuse_unsafe(name)
     transformers_log.set_verbosity_error()
     transformers_log.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             name, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:
@@ -194,6 +203,12 @@ def _load_adapter(folder: Path, dtype: DType) -> Any:
     lm = merge_adapter(load_model(base, dtype), folder)
     lm.name_or_path = str(folder)  # adapters trained on it belong on this, not on its base
     return lm.requires_grad_(True)  # peft froze the base it was put on
+
+
+def model_type(reference: str) -> str | None:
+    """Return the model_type in the config.json of a folder or `run@kind`; None where there is none to read."""
+    path = Path(locate(reference)) / "config.json"
+    return _read_json(path).get("model_type") if path.is_file() else None
 
 
 def load_tokenizer(reference: str) -> Any:

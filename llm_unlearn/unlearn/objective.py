@@ -103,7 +103,7 @@ def make_objective(config: MethodConfig, model: Any, items: Items, seed: int, ba
         if "alt" in wanted and items.alt is not None:
             objective.cached["alt"] = CachedLogprobs(model, items.alt.items)
     if "hidden" in wanted:
-        objective.control_H = control_vector(model.lm.config.hidden_size, seed)
+        objective.control_H = control_vector(model.hidden_size(objective.layer), seed)
     if "generic" in wanted:
         objective.generic = GenericTargets(model, items.forget, objective.params, batch_size, seed)
     return objective
