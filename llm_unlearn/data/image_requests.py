@@ -42,7 +42,9 @@ def draw_images(corpus: Corpus, scenario: Scenario) -> frozenset[str]:
             return frozenset(f"{CLASS}{name}" for name in chosen)
         facts = [fact for name in chosen for fact in _share_of(train, name, scenario, draw)]
     if not facts:
-        raise UserError(f"forget set is empty: scenario.share={scenario.share} of {len(train)} images is none; raise it")
+        raise UserError(
+            f"forget set is empty: share {scenario.share} of {len(train)} images is none; raise scenario.share"
+        )
     return _leaving_all(train, frozenset(facts))
 
 

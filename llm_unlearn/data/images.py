@@ -32,12 +32,6 @@ class ImageRow(QARow):
     pixels: np.ndarray | None = field(default=None, compare=False, repr=False)
     """(C, H, W) float32, normalised; left out of `to_json` (the corpus names the hash of all)."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as plain values, without its pixels."""
-        out = QARow.to_json(self)
-        out.pop("pixels", None)
-        return out
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:

@@ -66,7 +66,7 @@ class QARow:
         out: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default:
+            if field.compare and value != field.default:
                 out[field.name] = list(value) if isinstance(value, tuple) else value
         return out
 

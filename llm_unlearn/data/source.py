@@ -38,11 +38,15 @@ class DataConfig(Config):
         description="Embedded worlds, TOFU, your own JSONL, a benchmark (muse-*, wmdp) to evaluate on, or images.",
     )
     preset: str = Field(default="world40", description="kind=world: which world is made when path is not given.")
-    seed: int = Field(default=0, ge=0, description="Seed of a world made in memory, and of the images trained on; a folder has its own.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="Seed of a world made in memory, and of the images trained on; a folder has its own.",
+    )
     path: str | None = Field(
         default=None,
-        description="Folder written by data_prep, folder of a benchmark's JSONL files or of images (null: from the hub), "
-        "or a JSONL file.",
+        description="Folder written by data_prep, folder of a benchmark's JSONL files or of images (null: the hub), or "
+        "a JSONL file.",
     )
     forget_split: str = Field(default="forget10", description="kind=tofu: forget01, forget05 or forget10.")
     forget_path: str | None = Field(

@@ -28,8 +28,8 @@ class Scenario(Config):
     size: int = Field(
         default=4,
         ge=1,
-        description="How many authors, facts, questions, classes, sub-classes or images. A relation is forgotten whole: "
-        "size is not read.",
+        description="How many authors, facts, questions, classes, sub-classes or images. A relation is forgotten "
+        "whole: size is not read.",
     )
     share: float | None = Field(
         default=None, gt=0, lt=1, description="Images: forget this share of each class drawn (random: of all images)."
@@ -176,8 +176,8 @@ def _has_owner(row: QARow) -> bool:
 def _draw_facts(corpus: Corpus, scenario: Scenario) -> frozenset[str]:
     if scenario.kind in ("class", "subclass") or scenario.share is not None or scenario.classes:
         raise UserError(
-            f"scenario of '{corpus.name}': kind class and subclass, share and classes are for images; choose author, fact, "
-            "relation or random, and size"
+            f"scenario of '{corpus.name}': kind class and subclass, share and classes are for images; choose author, "
+            "fact, relation or random, and size"
         )
     rows = [row for row in corpus.split("train") if _has_owner(row)]
     stored = list(dict.fromkeys(fact for row in rows for fact in row.facts))

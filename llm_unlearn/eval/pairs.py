@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_unlearn.data.schema import Corpus
 from llm_unlearn.data.splits import Request, eval_splits
-from llm_unlearn.data.tokenise import Item, FormatName, encode_rows
+from llm_unlearn.data.tokenise import FormatName, Item, encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.divergence import kl_divergence
 from llm_unlearn.eval.metrics.table import METRICS
@@ -18,8 +18,7 @@ from llm_unlearn.eval.score import PAIRS, ModelScores
 from llm_unlearn.eval.shards import Shard
 from llm_unlearn.eval.suite import Suite
 from llm_unlearn.files import read_json, write_atomic
-from llm_unlearn.models.causal import AnswerModel
-from llm_unlearn.models.vision import answer_model
+from llm_unlearn.models.causal import AnswerModel, answer_model
 from llm_unlearn.models.pretrained import load_model, load_tokenizer
 
 Scores = dict[tuple[str, str], np.ndarray]

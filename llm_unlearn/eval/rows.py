@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_unlearn.data.schema import QARow
-from llm_unlearn.data.tokenise import Item, FormatName, encode_answers, resolve_format
+from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.families import score_families
 from llm_unlearn.eval.generation import generate

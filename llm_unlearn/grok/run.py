@@ -20,7 +20,7 @@ from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.grokfast import GrokfastEMA
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
-from llm_unlearn.models.vision import answer_model
+from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.pretrained import build_model, load_tokenizer
 from llm_unlearn.seeding import derive, rng, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import UserError
+from llm_unlearn.models.image_model import ImageClassifier, ImageModel
 from llm_unlearn.models.llama import has_plain_last_layer, states_at
 
 CACHED_LOGITS, GPU_LOGITS = 1 << 19, 1 << 26  # 2 MB, 256 MB in fp32
@@ -78,6 +79,11 @@ class AnswerModel(nn.Module):
         for begin in range(0, len(states_NH), step):
             part = slice(begin, min(begin + step, len(states_NH)))
             yield part, head(states_NH[part])
+
+
+def answer_model(lm: Any) -> Any:
+    """Return the wrapper that losses and metrics call, of a language model or an image classifier."""
+    return ImageModel(lm) if isinstance(lm, ImageClassifier) else AnswerModel(lm)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.image_nets import NetConfig, block_widths, make_parts, pooled
-from llm_unlearn.models.pretrained import DType, load_checked, locate, model_type
 
 MODEL_TYPE = "llm_unlearn_image"
 
@@ -182,25 +180,6 @@ def build_classifier(config: NetConfig, shape: Sequence[int], n_classes: int, se
             for weight in lm.parameters():
                 weight.mul_(config.alpha)
     return lm
-
-
-def is_classifier(reference: str) -> bool:
-    """Whether a folder, or `run@kind`, holds an image classifier of ours."""
-    return model_type(reference) == MODEL_TYPE
-
-
-def load_classifier(reference: str, dtype: DType = "float32") -> ImageClassifier:
-    """Load an image classifier from a folder or `run@kind`.
-
-    Raises UserError (one line) for what is not there, not complete, not finite, not safe to load or no image
-    classifier.
-    """
-    name = locate(reference)
-    if not Path(name).is_dir():
-        raise UserError(f"{name}: no such folder; image classifiers are loaded from folders")
-    if (kind := model_type(name)) != MODEL_TYPE:
-        raise UserError(f"{name}: is a model of type '{kind}' and no image classifier; give one trained on images")
-    return load_checked(ImageClassifier, name, dtype)
 
 
 def check_classes(lm: ImageClassifier, classes: Sized, name: str) -> None:

@@ -15,8 +15,9 @@ from llm_unlearn.data.images import CLASSES_FILE, Classes
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_bytes, sha256_file
 from llm_unlearn.models.adapter import base_of, is_adapter, merge_adapter
+from llm_unlearn.models.image_model import MODEL_TYPE, ImageClassifier, build_classifier, check_classes
+from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.models.lora import LoraConfig, add_lora
-from llm_unlearn.models.vision import NetConfig, build_classifier, check_classes, is_classifier, load_classifier
 from llm_unlearn.models.tiny import SIZES, TinyConfig, build_tiny
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -45,8 +46,8 @@ class ModelConfig(Config):
 
 
 def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
-    """Return the model a run trains: seeded random weights of a size, a classifier where the tokenizer is of classes, or
-    `config.name` loaded, with adapters if asked for.
+    """Return the model a run trains: seeded random weights of a size (a classifier where the tokenizer is of classes),
+    or `config.name` loaded, with adapters if asked for.
     """
     if config.net is not None and not isinstance(tokenizer, Classes):
         raise UserError("model.net: is for images; set data.kind (digits, ...), or leave it out")
@@ -142,7 +143,8 @@ def locate(reference: str) -> str:
 
 
 def load_model(reference: str, dtype: DType = "float32") -> Any:
-    """Load a causal LM or a classifier of ours; a folder that holds a LoRA adapter is loaded as its base with the adapter merged.
+    """Load a causal LM, or a classifier of ours; a folder that holds a LoRA adapter is loaded as its base with the
+    adapter merged.
 
     Raises UserError (one line) for what is not there, not complete, or not safe to load, and for an adapter that does
     not fit its base or was trained on another one.
@@ -150,8 +152,8 @@ def load_model(reference: str, dtype: DType = "float32") -> Any:
     name = locate(reference)
     if is_adapter(Path(name)):
         return _load_adapter(Path(name), dtype)
-    if (Path(name) / CLASSES_FILE).is_file():
-        return load_classifier(Path(name), dtype)
+    if model_type(name) == MODEL_TYPE:
+        return load_checked(ImageClassifier, name, dtype)
     from transformers import AutoModelForCausalLM
 
     return load_checked(AutoModelForCausalLM, name, dtype)
@@ -212,7 +214,9 @@ def model_type(reference: str) -> str | None:
 
 
 def load_tokenizer(reference: str) -> Any:
-    """Load the tokenizer, or the classes, beside a model; one without a pad token pads with its end token (pads are never read)."""
+    """Load the tokenizer, or the classes, beside a model; one without a pad token pads with its end token (pads are
+    never read).
+    """
     from transformers import AutoTokenizer
 
     name = locate(reference)
@@ -243,7 +247,10 @@ def read_origin(reference: str) -> dict[str, Any]:
 
 def check_vocabulary(lm: Any, tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer that has ids, or classes, the model does not know."""
-    if isinstance(tokenizer, Classes) or is_classifier(lm):
+    if isinstance(tokenizer, Classes) != isinstance(lm, ImageClassifier):
+        what, data = ("a language model", "images") if isinstance(tokenizer, Classes) else ("a classifier", "text")
+        raise UserError(f"{name}: is {what}, the data are {data}; give the data it was trained on")
+    if isinstance(tokenizer, Classes):
         check_classes(lm, tokenizer, name)
         return
     rows = lm.get_input_embeddings().weight.shape[0]

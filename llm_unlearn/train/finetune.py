@@ -14,7 +14,7 @@ from llm_unlearn.data.source import DataConfig, make_tokenizer, open_corpus
 from llm_unlearn.data.splits import Scenario, draw_request, training_rows
 from llm_unlearn.data.tokenise import encode_rows
 from llm_unlearn.log import get_logger
-from llm_unlearn.models.vision import answer_model
+from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.lora import check_adapters_moved
 from llm_unlearn.models.pretrained import ModelConfig, build_model, load_tokenizer
 from llm_unlearn.seeding import derive, seed_everything

@@ -12,7 +12,7 @@ import torch
 
 from llm_unlearn.data.batches import length_sorted
 from llm_unlearn.data.schema import QARow, normalised
-from llm_unlearn.data.tokenise import Item, FormatName, encode_answers, resolve_format
+from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.causal import AnswerModel, position_limit
 from llm_unlearn.seeding import rng

@@ -68,9 +68,7 @@ class WeightMask:
         self.frozen, self.kept = dict(state["frozen"]), {}
 
 
-def make_masks(
-    config: MethodConfig, n_weights: int, forget: Sequence[Item], tokens: Counter[str]
-) -> list[WeightMask]:
+def make_masks(config: MethodConfig, n_weights: int, forget: Sequence[Item], tokens: Counter[str]) -> list[WeightMask]:
     """Return the mask a loss is trained with, the config's or else the method's own: one, or none. `n_weights` are
     trained without it; the passes that it takes are counted in `tokens`.
 

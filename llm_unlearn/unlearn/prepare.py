@@ -16,8 +16,7 @@ from llm_unlearn.data.splits import eval_splits
 from llm_unlearn.data.tokenise import Item, encode_answers, encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.scoring import quick_scores
-from llm_unlearn.models.causal import AnswerModel
-from llm_unlearn.models.vision import answer_model
+from llm_unlearn.models.causal import AnswerModel, answer_model
 from llm_unlearn.models.pretrained import load_model, read_origin
 from llm_unlearn.seeding import derive, rng
 from llm_unlearn.train.origin import check_same_request, gold_kind, request_digest

@@ -10,8 +10,7 @@ from typing import Any
 from llm_unlearn.config import digest, flatten
 from llm_unlearn.errors import UserError
 from llm_unlearn.log import get_logger
-from llm_unlearn.models.causal import AnswerModel
-from llm_unlearn.models.vision import answer_model
+from llm_unlearn.models.causal import AnswerModel, answer_model
 from llm_unlearn.models.lora import add_lora, check_adapters_moved
 from llm_unlearn.models.pretrained import (
     check_vocabulary,

@@ -97,9 +97,7 @@ class UnlearnWatch:
     are what evaluating took.
     """
 
-    def __init__(
-        self, stop: StopConfig, splits: Mapping[str, Sequence[Item]], level: Level, out: Path | None
-    ) -> None:
+    def __init__(self, stop: StopConfig, splits: Mapping[str, Sequence[Item]], level: Level, out: Path | None) -> None:
         self.stop, self.splits, self.level, self.out = stop, splits, level, out
         self.lines: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None

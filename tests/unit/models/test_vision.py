@@ -22,12 +22,10 @@ from llm_unlearn.models.image_model import (
     ImageModel,
     build_classifier,
     check_classes,
-    is_classifier,
-    load_classifier,
 )
 from llm_unlearn.models.image_nets import NetConfig, patch_side
 from llm_unlearn.models.lora import LoraConfig, add_lora, load_trained_state, trained_state
-from llm_unlearn.models.pretrained import load_model
+from llm_unlearn.models.pretrained import check_vocabulary, load_model
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.cost import counted_parameters, flops
 from llm_unlearn.train.loop import make_accelerator, train
@@ -37,6 +35,7 @@ from llm_unlearn.unlearn.config import MethodConfig
 from llm_unlearn.unlearn.objective import make_objective, resolve_objective
 
 DIGITS = (1, 8, 8)
+CLASSES = Classes(list("0123456789"), (1, 8, 8))
 NETS = [
     *(
         NetConfig(arch=arch, norm=norm)
@@ -231,9 +230,8 @@ def test_the_seed_decides(arch):
 @pytest.mark.parametrize("net", NETS, ids=name_of)
 def test_saved_and_loaded_bit_for_bit(net, tmp_path):
     lm = moved(built(net, (3, 8, 8), 7), (3, 8, 8))
-    folder = save_model(tmp_path / "run" / "grok", lm, Classes([str(i) for i in range(7)]), {"kind": "grok"})
-    assert is_classifier(str(folder))
-    again = load_classifier(f"{tmp_path}/run@grok")
+    folder = save_model(tmp_path / "run" / "grok", lm, Classes([str(i) for i in range(7)], (3, 8, 8)), {"kind": "grok"})
+    again = load_model(f"{tmp_path}/run@grok")
     assert list(again.state_dict()) == list(lm.state_dict())
     for (name, a), b in zip(lm.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -399,9 +397,7 @@ def test_images_of_another_shape():
 
 def test_classes_have_to_fit():
     check_classes(built(), range(10), "m")
-    refused(
-        "m: the model tells 10 classes apart, the data has 9", check_classes, built(), Classes(list("abcdefghi")), "m"
-    )
+    refused("m: the model tells 10 classes apart, the data has 9", check_classes, built(), range(9), "m")
 
 
 def test_neither_adapters_nor_gradient_checkpointing():
@@ -411,7 +407,7 @@ def test_neither_adapters_nor_gradient_checkpointing():
 
 @pytest.fixture
 def saved(tmp_path):
-    return save_model(tmp_path / "m", built(NetConfig(arch="resnet8", norm="batch")), Classes(list("0123456789")), {})
+    return save_model(tmp_path / "m", built(NetConfig(arch="resnet8", norm="batch")), CLASSES, {})
 
 
 def rewrite(folder, change) -> None:
@@ -439,7 +435,7 @@ def edit_config(folder, **changes) -> None:
 )
 def test_damaged_weights(saved, change, match):
     rewrite(saved, change)
-    refused(match, load_classifier, str(saved))
+    refused(match, load_model, str(saved))
 
 
 @pytest.mark.parametrize(
@@ -448,23 +444,21 @@ def test_damaged_weights(saved, change, match):
 )
 def test_a_damaged_config(saved, change):
     edit_config(saved, **change)
-    refused(f"{saved}: ", load_classifier, str(saved))
+    refused(f"{saved}: ", load_model, str(saved))
 
 
-def test_no_classifier(saved, tmp_path, tiny_lm, tiny_tokenizer):
-    text = save_model(tmp_path / "text", tiny_lm, tiny_tokenizer, {})
-    assert not is_classifier(str(text))
-    refused("is a model of type 'llama' and no image classifier", load_classifier, str(text))
-    refused("cannot be loaded", load_model, str(saved))
-    refused("gone: no such folder", load_classifier, str(tmp_path / "gone"))
+def test_models_of_the_other_sort_are_refused(tiny_lm, tiny_tokenizer):
+    refused("m: is a language model, the data are images", check_vocabulary, tiny_lm, CLASSES, "m")
+    refused("m: is a classifier, the data are text", check_vocabulary, built(), tiny_tokenizer, "m")
+    check_vocabulary(built(), CLASSES, "m")
 
 
 def test_pickles_and_code_are_refused(saved):
     torch.save(built().state_dict(), saved / "pytorch_model.bin")
     weights = saved / "model.safetensors"
     weights.rename(saved / "kept")
-    refused("only pickle weights", load_classifier, str(saved))
+    refused("only pickle weights", load_model, str(saved))
     (saved / "kept").rename(weights)
-    assert load_classifier(str(saved)) is not None
+    assert load_model(str(saved)) is not None
     edit_config(saved, auto_map={"AutoModel": "evil.Evil"})
-    refused("auto_map", load_classifier, str(saved))
+    refused("auto_map", load_model, str(saved))
