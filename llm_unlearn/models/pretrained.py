@@ -37,15 +37,21 @@ class ModelConfig(Config):
     name: str | None = Field(
         default=None, description="Hugging Face name, folder or run@kind to start from; wins over size."
     )
+    alpha: float = Field(
+        default=1.0,
+        gt=0,
+        description="From scratch: all initial weights times this, gains of norms included.",
+    )
     dtype: DType = Field(default="float32", description="Type the weights are held in.")
     lora: LoraConfig | None = Field(default=None, description="Train LoRA adapters and leave the weights as they are.")
 
 
 def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
-    """Return the model a run trains: seeded random weights of a size, or `config.name` loaded, with adapters if asked
-    for.
+    """Return the model a run trains: seeded random weights of a size times `config.alpha` (Liu et al. 2022,
+    arXiv:2210.01117), or `config.name` loaded, with adapters if asked for.
     """
     if config.name is not None:
+        _refuse_alpha(config)
         lm = load_model(config.name, config.dtype)
         check_vocabulary(lm, tokenizer, config.name)
     else:
@@ -55,6 +61,9 @@ def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
         lm = build_tiny(
             config.shape or SIZES[config.size], len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id
         )
+        with torch.no_grad():
+            for weight in lm.parameters():
+                weight.mul_(config.alpha)
         lm = lm.to(getattr(torch, config.dtype))
     return add_lora(lm, config.lora) if config.lora else lm
 
@@ -69,6 +78,7 @@ def skeleton(config: ModelConfig, tokenizer: Any) -> Any:
     with torch.device("meta"):
         if config.name is None:
             return build_model(config, tokenizer, 0)
+        _refuse_alpha(config)
         name = locate(config.name)
         while is_adapter(Path(name)):
             name = locate(base_of(Path(name)))
@@ -80,6 +90,11 @@ def skeleton(config: ModelConfig, tokenizer: Any) -> Any:
             raise UserError(_load_problem(name, error)) from error
         check_vocabulary(lm, tokenizer, config.name)
         return add_lora(lm, config.lora) if config.lora else lm
+
+
+def _refuse_alpha(config: ModelConfig) -> None:
+    if config.alpha != 1.0:
+        raise UserError(f"model.alpha has no effect on the pretrained weights of {config.name}; remove it")
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:
