@@ -7,7 +7,6 @@ grow, so whatever it shares with `grok` is owed to that scale and not to general
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -62,17 +61,18 @@ def scale_to(model: Any, items: Sequence[Item], spread: float) -> float:
     """Scale a model's logits, in place, so that their spread over the items is `spread`; return the factor.
 
     Raises UserError when no weights scale them (see `scale_logits`), when the spread is missed by more than 1e-4 of it,
-    or when a prediction on the items changes: both are rounding's doing, in 16-bit weights for instance.
+    or when a prediction on the items changes.
     """
     before = logit_spread(model, items)
     if not before > 0 or not spread > 0:
         raise UserError(f"the spread of the logits is {before:g} and is to be {spread:g}; want both positive")
     predicted, factor = predictions(model, items), spread / before
     scale_logits(model, factor, items)
-    if abs(logit_spread(model, items) / spread - 1) > TOLERANCE:
-        raise UserError("scaling the head does not scale this model's logits (are they capped?)")
-    if predictions(model, items) != predicted:
-        raise UserError("scaling the head changes predictions: its weights are too coarse; hold them in float32")
+    if abs(logit_spread(model, items) / spread - 1) > TOLERANCE or predictions(model, items) != predicted:
+        raise UserError(
+            f"scaling its head by {factor:g} does more to the model than that: its logits are capped, or its weights "
+            "are too coarse (float32 is not)"
+        )
     return factor
 
 
@@ -122,22 +122,15 @@ def _logits(model: Any, items: Sequence[Item]) -> Iterator[Tensor]:
     model.train(was_training)
 
 
-@dataclass
-class _Seen:
-    module: Any
-    read: Tensor
-    made: Tensor
-
-
 def _last_modules(model: Any, items: Sequence[Item]) -> tuple[Any, Any]:
     """Return the linear layer whose output the logits are, and the norm whose output it reads (None without one)."""
-    seen: list[_Seen] = []
+    seen: list[tuple[Any, Tensor, Tensor]] = []  # module, what it read, what it made
 
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            seen.append(_Seen(module, inputs[0], output))
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((module, inputs[0], output))
 
-    hooks = [module.register_forward_hook(keep) for module in model.modules() if not list(module.children())]
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) or _is_norm(m)]
+    hooks = [module.register_forward_hook(keep) for module in layers]
     batch = collate(items).to(next(model.parameters()).device)
     was_training = model.training
     model.eval()
@@ -147,20 +140,21 @@ def _last_modules(model: Any, items: Sequence[Item]) -> tuple[Any, Any]:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    heads = [
-        each
-        for each in seen
-        if isinstance(each.module, nn.Linear) and torch.equal(at_answers(each.made, batch, batch.index_N), logits_NV)
-    ]
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return a.dim() <= 3 and torch.equal(at_answers(a, batch, batch.index_N), at_answers(b, batch, batch.index_N))
+
+    heads = [(m, read) for m, read, made in seen if isinstance(m, nn.Linear) and same(made, logits_NV)]
     if not heads:
         raise UserError(f"{type(model.lm).__name__}: its logits are no linear layer's output, so no weights scale them")
-    norms = [
-        each.module
-        for each in seen
-        if each.made.shape == heads[-1].read.shape and torch.equal(each.made, heads[-1].read)
-        and getattr(each.module, "weight", None) is not None and each.module.weight.dim() == 1
-    ]  # fmt: skip
-    return heads[-1].module, norms[-1] if norms else None
+    head, read = heads[-1]
+    norms = [m for m, _, made in seen if _is_norm(m) and same(made, read)]
+    return head, norms[-1] if norms else None
+
+
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1
 
 
 def _open(model: Any, folder: Path, device: torch.device) -> Any:
