@@ -158,6 +158,6 @@ def _is_norm(module: Any) -> bool:
 
 
 def _open(model: Any, folder: Path, device: torch.device) -> Any:
-    """Return a checkpoint as another of the model's class."""
+    """Return a checkpoint as another model of the same classes."""
     lm = type(model.lm).from_pretrained(folder, dtype=next(model.parameters()).dtype, use_safetensors=True)
     return type(model)(lm).to(device)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from llm_unlearn.data.batches import Batch, collate
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.batches import Batch, Item, collate
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.fitting import FitLoss, cross_entropy
 from llm_unlearn.train.cost import count_pass
@@ -50,7 +49,7 @@ class FitTask:
 
     def __init__(
         self,
-        items: Sequence[Encoded],
+        items: Sequence[Item],
         batch_size: int,
         seed: int,
         place: Place,
