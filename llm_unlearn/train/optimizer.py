@@ -37,6 +37,11 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
+def n_moments(config: OptimConfig) -> int:
+    """Return how many numbers the optimizer remembers per weight: adamw two, sgd one where it has momentum."""
+    return 2 if config.optimizer == "adamw" else int(config.momentum > 0)
+
+
 def check_optimizer(config: Config) -> None:
     """Refuse a run's setting that its optimizer does not read: one that is not the recipe's default of `optim`.
 
