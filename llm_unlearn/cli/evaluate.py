@@ -25,7 +25,12 @@ class Format(StrEnum):
 
 def eval_command(
     model: Annotated[str | None, typer.Argument(help="A run, run@kind, a model folder, or a hub name.")] = None,
-    suite: Annotated[str, typer.Option(help="Suite: a name (llm-unlearn ls suites) or a YAML file.")] = "tofu_world",
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Suite: a name (llm-unlearn ls suites) or a YAML file. Default: tofu_world, for image models vision."
+        ),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(help="Gold: the model retrained without the forget set, as run@kind, folder or TOFU_EVAL.json."),
@@ -81,7 +86,8 @@ def eval_command(
     from llm_unlearn.models.pretrained import read_origin
     from llm_unlearn.unlearn.start import open_start
 
-    chosen, origin = load_suite(suite), read_origin(model)
+    origin = read_origin(model)
+    chosen = load_suite(suite or _usual_suite(origin))
     if tofu_dir or forget_split:
         data, data_dir = data or "tofu", data_dir or tofu_dir
     about = open_start(model, _data(data or chosen.config.data, data_dir, forget_split, origin), None)
@@ -107,6 +113,13 @@ def eval_command(
         print_json({key: result[key] for key in SHOWN})
         return
     _show(result)
+
+
+def _usual_suite(origin: dict[str, Any]) -> str:
+    from llm_unlearn.data.source import IMAGES
+
+    kind = (origin.get("config", {}).get("data") or {}).get("kind")
+    return "vision" if kind in IMAGES else "tofu_world"
 
 
 def _check_reference(reference: str, about: Any, origin: dict[str, Any]) -> None:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.data.images import Picture, stacked
-from llm_unlearn.data.tokenise import Encoded
-
-Item = Encoded | Picture
+from llm_unlearn.data.tokenise import Item
 
 
 @dataclass(frozen=True, slots=True)

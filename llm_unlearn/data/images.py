@@ -32,12 +32,6 @@ class ImageRow(QARow):
     pixels: np.ndarray | None = field(default=None, compare=False, repr=False)
     """(C, H, W) float32, normalised; left out of `to_json` (the corpus names the hash of all)."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as plain values, without its pixels."""
-        out = QARow.to_json(self)
-        out.pop("pixels", None)
-        return out
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -45,6 +39,11 @@ class Picture:
 
     pixels: np.ndarray
     label: int
+
+    @property
+    def answer(self) -> np.ndarray:
+        """(1,) the class's number."""
+        return np.array([self.label])
 
     @property
     def n_answer(self) -> int:
@@ -63,12 +62,14 @@ class Picture:
 
 
 class Classes:
-    """The vocabulary of a classifier. Stands where a language model has its tokenizer."""
+    """The vocabulary of a classifier and the (C, H, W) of the images it reads. Stands where a language model has its
+    tokenizer.
+    """
 
     pad_token_id = 0  # nothing is ever padded
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], shape: Sequence[int]) -> None:
+        self.names, self.shape = tuple(names), tuple(shape)
         self._number: Mapping[str, int] = {name: i for i, name in enumerate(self.names)}
 
     def __len__(self) -> int:
@@ -85,22 +86,22 @@ class Classes:
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write the names beside a model."""
-        text = json.dumps({"classes": list(self.names)}, indent=1)
+        text = json.dumps({"classes": self.names, "shape": self.shape}, indent=1)
         (Path(folder) / CLASSES_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Classes:
         """Read what `save_pretrained` wrote. Raises UserError for anything else."""
         try:
-            names = read_json(folder / CLASSES_FILE)["classes"]
-            return cls([str(name) for name in names])
-        except (KeyError, TypeError):
+            told = read_json(folder / CLASSES_FILE)
+            return cls([str(name) for name in told["classes"]], [int(n) for n in told["shape"]])
+        except (KeyError, TypeError, ValueError):
             raise UserError(f"{folder / CLASSES_FILE}: names no classes; copy the model again") from None
 
 
 def corpus_classes(corpus: Corpus) -> Classes:
-    """Return the classes of an image corpus, in the order of their numbers."""
-    return Classes(corpus.meta["classes"])
+    """Return the classes of an image corpus, in the order of their numbers, and the shape of its images."""
+    return Classes(corpus.meta["classes"], corpus.meta["shape"])
 
 
 def stacked(items: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-KINDS = ("world", "ledger", "tofu", "custom", "muse", "wmdp")
+KINDS = ("world", "ledger", "tofu", "custom", "muse", "wmdp")  # of those that can be written to a folder
 
 # line breaks and tabs are ordinary text; the other control characters never survive a tokenizer
 _BAD_CHARACTER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -66,7 +66,7 @@ class QARow:
         out: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default:
+            if field.compare and value != field.default:
                 out[field.name] = list(value) if isinstance(value, tuple) else value
         return out
 
@@ -193,7 +193,7 @@ class Corpus:
     """A named set of splits. `meta` holds plain JSON values: seed, forget rows, what made it."""
 
     name: str
-    kind: str  # one of KINDS
+    kind: str  # one of KINDS, or "image"
     splits: Mapping[str, tuple[QARow, ...]]
     meta: Mapping[str, Any]
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
 from llm_unlearn.config import Config, digest
 from llm_unlearn.data.benchmarks import load_muse, load_wmdp
+from llm_unlearn.data.image_sets import ImageConfig, image_corpus
+from llm_unlearn.data.images import corpus_classes
 from llm_unlearn.data.ledger import LedgerConfig, ledger_corpus, ledger_pieces
 from llm_unlearn.data.qa import pieces, world_corpus
 from llm_unlearn.data.schema import MANIFEST, Corpus, load_corpus
@@ -21,7 +23,11 @@ from llm_unlearn.data.tokenise import FormatName, bpe_tokenizer, pieces_tokenize
 from llm_unlearn.data.world import WorldConfig, preset, text
 from llm_unlearn.errors import UserError
 
-DataKind = Literal["world", "ledger", "tofu", "custom", "muse-news", "muse-books", "wmdp"]
+ImageKind = Literal[
+    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet100", "npz", "image_folder", "colours"
+]
+DataKind = Literal["world", "ledger", "tofu", "custom", "muse-news", "muse-books", "wmdp"] | ImageKind
+IMAGES: tuple[ImageKind, ...] = get_args(ImageKind)
 
 
 class DataConfig(Config):
@@ -29,14 +35,18 @@ class DataConfig(Config):
 
     kind: DataKind = Field(
         default="world",
-        description="Embedded worlds, TOFU, your own JSONL, or a benchmark (muse-*, wmdp) to evaluate on.",
+        description="Embedded worlds, TOFU, your own JSONL, a benchmark (muse-*, wmdp) to evaluate on, or images.",
     )
     preset: str = Field(default="world40", description="kind=world: which world is made when path is not given.")
-    seed: int = Field(default=0, ge=0, description="Seed of a world made in memory; a folder has its own.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="Seed of a world made in memory, and of the images trained on; a folder has its own.",
+    )
     path: str | None = Field(
         default=None,
-        description="Folder written by data_prep, folder of a benchmark's JSONL files (null: from the hub), or a JSONL "
-        "file.",
+        description="Folder written by data_prep, folder of a benchmark's JSONL files or of images (null: the hub), or "
+        "a JSONL file.",
     )
     forget_split: str = Field(default="forget10", description="kind=tofu: forget01, forget05 or forget10.")
     forget_path: str | None = Field(
@@ -56,11 +66,14 @@ class DataConfig(Config):
     vocab_size: int = Field(
         default=4096, ge=300, description="Tokens of a tokenizer trained for a model from scratch on natural text."
     )
+    image: ImageConfig = Field(default_factory=ImageConfig, description="Images: how many, and in what form.")
 
 
 def open_corpus(config: DataConfig) -> Corpus:
     """Return the corpus a config names. Raises UserError saying what is missing or malformed, and where."""
     path = None if config.path is None else Path(config.path)
+    if config.kind in IMAGES:
+        return image_corpus(config.kind, config.image, config.path, config.seed)
     neutral = config.train_neutral and config.kind == "tofu"
     if path is not None and (path / MANIFEST).exists():
         corpus = load_corpus(path)
@@ -104,15 +117,18 @@ def with_neutral(corpus: Corpus) -> Corpus:
 def corpus_digest(corpus: Corpus) -> str:
     """Return the identity of a corpus: a hash of every row it holds and of what it names as forget rows."""
     rows = {name: [row.to_json() for row in split] for name, split in corpus.splits.items()}
-    return digest({"rows": rows, "forget": list(corpus.meta.get("forget_rows", []))})
+    pixels = {"pixels": corpus.meta["pixels"]} if corpus.kind == "image" else {}
+    return digest({"rows": rows, "forget": list(corpus.meta.get("forget_rows", [])), **pixels})
 
 
 def make_tokenizer(corpus: Corpus, vocab_size: int = 4096) -> Any:
-    """Return a tokenizer for a model trained from scratch on the corpus.
+    """Return a tokenizer for a model trained from scratch on the corpus; the classes of images.
 
     Worlds get one token per name, relation word and phrase; natural text gets byte-level BPE trained on the training
     split. Model and gold share it, so it is always made from the whole split, forget rows included.
     """
+    if corpus.kind == "image":
+        return corpus_classes(corpus)
     if corpus.kind == "world":
         return pieces_tokenizer(pieces(WorldConfig(**corpus.meta["config"])))
     if corpus.kind == "ledger":

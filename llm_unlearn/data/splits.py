@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from llm_unlearn.config import Config
+from llm_unlearn.data.image_requests import draw_images, image_splits
 from llm_unlearn.data.schema import Corpus, QARow, check_disjoint
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.seeding import rng
@@ -19,14 +20,21 @@ MAX_EVAL_ROWS = 200
 class Scenario(Config):
     """How the forget set is drawn. Draws of one seed are nested: a larger set contains the smaller ones."""
 
-    kind: Literal["author", "fact", "relation", "random"] = Field(
-        default="author", description="What is forgotten: whole authors, single facts, a relation, or random questions."
+    kind: Literal["author", "fact", "relation", "random", "class", "subclass"] = Field(
+        default="author",
+        description="What is forgotten: whole authors, single facts, a relation, or random questions; of images: "
+        "classes, sub-classes, or random ones.",
     )
     size: int = Field(
         default=4,
         ge=1,
-        description="How many authors, facts or questions. A relation is forgotten whole: size is not read.",
+        description="How many authors, facts, questions, classes, sub-classes or images. A relation is forgotten "
+        "whole: size is not read.",
     )
+    share: float | None = Field(
+        default=None, gt=0, lt=1, description="Images: forget this share of each class drawn (random: of all images)."
+    )
+    classes: tuple[str, ...] = Field(default=(), description="Images: these classes instead of `size` drawn ones.")
     relation: str | None = Field(default=None, description="kind=relation: which one (mentor, birthplace, ...).")
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
 
@@ -56,7 +64,7 @@ def draw_request(corpus: Corpus, scenario: Scenario) -> Request:
 
     A corpus that names its own forget rows (TOFU's official splits, a user's list) is asked for those instead, and the
     scenario only labels them; one whose splits are given is asked for nothing. Raises UserError for an empty forget
-    set, a set that leaves nothing to retain, or an unknown relation.
+    set, a set that leaves nothing to retain, an unknown relation, and as `draw_images`.
     """
     if corpus.given:
         return Request(scenario, frozenset(), (), (), ())
@@ -64,6 +72,9 @@ def draw_request(corpus: Corpus, scenario: Scenario) -> Request:
     if "forget_rows" in corpus.meta:
         chosen = [int(i) for i in corpus.meta["forget_rows"]]
         facts = frozenset(train[i].fact_id for i in chosen)
+    elif corpus.kind == "image":
+        facts = draw_images(corpus, scenario)
+        chosen = [i for i, row in enumerate(train) if not facts.isdisjoint(row.facts)]
     else:
         facts = _draw_facts(corpus, scenario)
         chosen = [i for i, row in enumerate(train) if _is_direct(row, facts, scenario)]
@@ -91,10 +102,12 @@ def eval_splits(corpus: Corpus, request: Request) -> dict[str, tuple[QARow, ...]
     `world_facts`, and in a world also `forget_para` (untrained wordings of forgotten facts), `forget_inf` (held-out
     two-hop and inverse questions that need a forgotten fact: can it still be inferred?), `forget_trained_inf` (the
     trained ones, which a model may have memorised), `retain_inf` (held-out two-hop questions that need none) and
-    `holdout`. A corpus whose splits are given has those.
+    `holdout`. A corpus whose splits are given has those; one of images `image_splits`.
     """
     if corpus.given:
         return dict(corpus.splits)
+    if corpus.kind == "image":
+        return image_splits(corpus, request)
     train = corpus.split("train")
     chosen: dict[str, Iterable[QARow]] = {"forget": [train[i] for i in request.forget]}
     if "retain_eval_rows" in corpus.meta:
@@ -122,6 +135,11 @@ def eval_splits(corpus: Corpus, request: Request) -> dict[str, tuple[QARow, ...]
     for name in ("real_authors", "world_facts", "holdout"):
         chosen[name] = corpus.splits.get(name, ())
     return {name: tuple(rows) for name, rows in chosen.items() if rows}
+
+
+def held_out(corpus: Corpus) -> tuple[QARow, ...]:
+    """Return the rows whose accuracy jumps when a model groks: inferred questions, or images, never trained on."""
+    return tuple(corpus.splits.get("test" if corpus.kind == "image" else "inf_id", ()))
 
 
 def training_rows(corpus: Corpus, request: Request, exclude: Literal["none", "forget"]) -> tuple[QARow, ...]:
@@ -156,6 +174,11 @@ def _has_owner(row: QARow) -> bool:
 
 
 def _draw_facts(corpus: Corpus, scenario: Scenario) -> frozenset[str]:
+    if scenario.kind in ("class", "subclass") or scenario.share is not None or scenario.classes:
+        raise UserError(
+            f"scenario of '{corpus.name}': kind class and subclass, share and classes are for images; choose author, "
+            "fact, relation or random, and size"
+        )
     rows = [row for row in corpus.split("train") if _has_owner(row)]
     stored = list(dict.fromkeys(fact for row in rows for fact in row.facts))
     if not stored:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llm_unlearn.data.images import Classes, Picture
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.errors import UserError
 
@@ -35,6 +36,11 @@ class Encoded:
     prompt: np.ndarray | None = None
 
     @property
+    def answer(self) -> np.ndarray:
+        """(n_answer,) ids of the answer's tokens."""
+        return self.ids[self.start :]
+
+    @property
     def n_answer(self) -> int:
         """Number of answer tokens, which is the number of positions the vocabulary is computed at."""
         return len(self.ids) - self.start
@@ -45,10 +51,15 @@ class Encoded:
         return len(self.ids) - 1
 
 
+Item = Encoded | Picture
+
+
 def resolve_format(tokenizer: Any, name: str) -> str:
     """Return the format to use: the chat template if there is one, plain otherwise; tokenizers of our worlds say "bare"
     themselves.
     """
+    if isinstance(tokenizer, Classes):
+        return "bare"
     if name == "auto":
         return "chat" if tokenizer.chat_template else tokenizer.init_kwargs.get("qa_format", "plain")
     if name == "chat" and not tokenizer.chat_template:
@@ -121,15 +132,19 @@ def encode(
 
 def encode_rows(
     tokenizer: Any, rows: Sequence[QARow], fmt: FormatName = "auto", max_length: int | None = None
-) -> list[Encoded]:
-    """Tokenise the rows' own questions and answers."""
+) -> list[Item]:
+    """Encode the rows' own questions and answers."""
     return encode_answers(tokenizer, [(row, row.answer) for row in rows], fmt, max_length)
 
 
 def encode_answers(
     tokenizer: Any, asked: Sequence[tuple[QARow, str]], fmt: FormatName = "auto", max_length: int | None = None
-) -> list[Encoded]:
-    """Tokenise questions of rows with any answers, in `fmt` or, for rows that continue a text, without a format."""
+) -> list[Item]:
+    """Encode questions of rows with any answers, in `fmt` or, for rows that continue a text, without a format; images
+    with any classes.
+    """
+    if isinstance(tokenizer, Classes):
+        return tokenizer.encode(asked)
     out: dict[int, Encoded] = {}
     for continues in (False, True):
         group = [i for i, (row, _) in enumerate(asked) if row.continues == continues]

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from llm_unlearn.data.batches import collate, length_sorted
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.scoring import MAX_TOKENS
 from llm_unlearn.models.causal import AnswerModel
 
 
 @torch.no_grad()
-def kl_divergence(model: AnswerModel, gold: AnswerModel, items: Sequence[Encoded]) -> np.ndarray:
+def kl_divergence(model: AnswerModel, gold: AnswerModel, items: Sequence[Item]) -> np.ndarray:
     """Mean over an answer's tokens, end token included, of KL(gold || model) between next-token distributions.
 
         KL = sum over the vocabulary of p_gold (log p_gold - log p_model), in fp32

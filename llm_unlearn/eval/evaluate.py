@@ -107,7 +107,7 @@ def evaluate(
     }
     folder = scores["model"].folder
     write_atomic(folder / RESULTS, (json.dumps(result, indent=1) + "\n").encode())
-    if not corpus.given:  # the log is of TOFU's splits
+    if not corpus.given and corpus.kind != "image":  # the log is of TOFU's splits
         write_log(folder / PEER_LOG, told["after"], numbers)
     return {**result, "folder": str(folder)}
 

@@ -18,17 +18,17 @@ Cost = dict[str, float]
 
 @contextmanager
 def metered(lm: nn.Module) -> Iterator[Callable[[], Cost]]:
-    """Count within the block what a language model does; the function it gives returns the cost so far.
+    """Count within the block what a model does; the function it gives returns the cost so far.
 
     Cost: `seconds` and `cpu_seconds` of this process, `peak_bytes` (largest memory: of the GPU's tensors if the model
     is on one, else resident memory of the process since it started), `forward_tokens` (fed to the model, padding
-    included) and `generated_tokens` (fed to it one at a time).
+    included; for a classifier, images) and `generated_tokens` (fed to it one at a time).
     """
     tokens = {"forward_tokens": 0, "generated_tokens": 0}
 
     def count(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         ids = inputs[0]
-        tokens["forward_tokens"] += ids.numel()
+        tokens["forward_tokens"] += len(ids) if ids.is_floating_point() else ids.numel()
         tokens["generated_tokens"] += ids.numel() if ids.dim() == 2 and ids.shape[1] == 1 else 0
 
     embeddings: Any = lm.get_input_embeddings()  # pyright: ignore[reportCallIssue]

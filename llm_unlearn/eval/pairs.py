@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_unlearn.data.schema import Corpus
 from llm_unlearn.data.splits import Request, eval_splits
-from llm_unlearn.data.tokenise import Encoded, FormatName, encode_rows
+from llm_unlearn.data.tokenise import FormatName, Item, encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.divergence import kl_divergence
 from llm_unlearn.eval.metrics.table import METRICS
@@ -18,11 +18,11 @@ from llm_unlearn.eval.score import PAIRS, ModelScores
 from llm_unlearn.eval.shards import Shard
 from llm_unlearn.eval.suite import Suite
 from llm_unlearn.files import read_json, write_atomic
-from llm_unlearn.models.causal import AnswerModel
+from llm_unlearn.models.causal import AnswerModel, answer_model
 from llm_unlearn.models.pretrained import load_model, load_tokenizer
 
 Scores = dict[tuple[str, str], np.ndarray]
-SCORES: dict[str, Callable[[AnswerModel, AnswerModel, Sequence[Encoded]], np.ndarray]] = {"kl_to_gold": kl_divergence}
+SCORES: dict[str, Callable[[AnswerModel, AnswerModel, Sequence[Item]], np.ndarray]] = {"kl_to_gold": kl_divergence}
 
 
 def score_pairs(
@@ -54,7 +54,7 @@ def score_pairs(
     if known is not None:
         return {(metric, split): np.array(known[f"{split}/{metric}"]) for metric, split in wanted}
     tokenizer = load_tokenizer(models[0])
-    model, gold = (AnswerModel(load_model(m)).eval().to(shard.device) for m in models)
+    model, gold = (answer_model(load_model(m)).eval().to(shard.device) for m in models)
     rows = eval_splits(corpus, request)
     out: Scores = {}
     for metric, split in wanted:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_unlearn.data.schema import QARow
-from llm_unlearn.data.tokenise import Encoded, FormatName, encode_answers, resolve_format
+from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.families import score_families
 from llm_unlearn.eval.generation import generate
@@ -61,9 +61,9 @@ def score_split(
     return records
 
 
-def _check_length(model: AnswerModel, families: Sequence[Sequence[Encoded]]) -> None:
+def _check_length(model: AnswerModel, families: Sequence[Sequence[Item]]) -> None:
     limit, ends = position_limit(model.lm.config)
-    lengths = [max(len(item.ids) for item in family) for family in families]
+    lengths = [max(item.n_inputs + 1 for item in family) for family in families]
     if limit is None or max(lengths, default=0) <= limit:
         return
     row = lengths.index(max(lengths))

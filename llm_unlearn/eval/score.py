@@ -27,7 +27,7 @@ from llm_unlearn.eval.suite import Suite
 from llm_unlearn.files import read_json, sha256_file, write_atomic
 from llm_unlearn.log import get_logger, progress
 from llm_unlearn.models.adapter import base_of, is_adapter
-from llm_unlearn.models.causal import AnswerModel
+from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.pretrained import absolute_reference, check_vocabulary, load_model, load_tokenizer, locate
 
 log = get_logger(__name__)
@@ -93,7 +93,7 @@ def _run(
 ) -> tuple[dict[str, list[Record]], Cost]:
     tokenizer, lm = load_tokenizer(reference), load_model(reference)
     check_vocabulary(lm, tokenizer, reference)
-    model = AnswerModel(lm).eval().to(shard.device)
+    model = answer_model(lm).eval().to(shard.device)
     # one process decides which splits are done: the others might look while it writes
     done: dict[str, tuple[list[Record], Cost]] = shard.gather(_finished_parts(parts) if shard.main else None)[0]
     with progress(sum(len(rows) for rows, _ in wanted.values()), f"evaluate {Path(reference).name}", "row") as bar:
@@ -196,6 +196,7 @@ def _code_digest() -> str:
     root = Path(llm_unlearn.__file__).parent
     files = [f"eval/{name}.py" for name in ("rows", "scoring", "families", "generation", "score")]
     files += ["data/tokenise.py", "data/batches.py", "models/causal.py", "models/llama.py"]
+    files += ["data/images.py", "models/image_model.py", "models/image_nets.py"]
     return digest({name: sha256_file(root / name) for name in files})[:8]
 
 

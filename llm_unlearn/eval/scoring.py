@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.data.batches import collate, length_sorted
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged
 from llm_unlearn.eval.metrics.base import Scored
 from llm_unlearn.methods.losses import nll, token_logprobs
@@ -24,7 +24,7 @@ COLUMNS = (torch.float64, torch.bool, torch.float64, torch.float64)  # log p, hi
 
 @torch.no_grad()
 def score_answers(
-    model: AnswerModel, items: Sequence[Encoded], max_tokens: int = MAX_TOKENS, *, vocabulary: bool = False
+    model: AnswerModel, items: Sequence[Item], max_tokens: int = MAX_TOKENS, *, vocabulary: bool = False
 ) -> list[Scored]:
     """Score encoded answers, in the order given.
 
@@ -61,7 +61,7 @@ def score_answers(
 
 
 def scored_from_states(
-    model: AnswerModel, states_NH: Tensor, labels_N: Tensor, items: Sequence[Encoded], vocabulary: Collection[int]
+    model: AnswerModel, states_NH: Tensor, labels_N: Tensor, items: Sequence[Item], vocabulary: Collection[int]
 ) -> list[Scored]:
     """Score answers from the states that predict their tokens, a few rows of logits at a time.
 
@@ -91,7 +91,7 @@ def scored_from_states(
     return [out[i] for i in range(len(items))]
 
 
-def _by_item(columns: Sequence[Tensor], items: Sequence[Encoded]) -> list[Scored]:
+def _by_item(columns: Sequence[Tensor], items: Sequence[Item]) -> list[Scored]:
     logp, hit, *moments = (column.cpu().numpy() for column in columns)
     if np.isnan(logp).any():
         raise Diverged("the model's log-probabilities are NaN: training has diverged; lower optim.lr")
@@ -118,12 +118,12 @@ def _token_scores(logits_NV: Tensor, labels_N: Tensor, vocabulary: bool) -> list
     return columns
 
 
-def padded_tokens(items: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> int:
+def padded_tokens(items: Sequence[Item], max_tokens: int = MAX_TOKENS) -> int:
     """Return how many tokens `score_answers` feeds to the model for these items, padding included."""
     return sum(len(group) * items[group[0]].n_inputs for group in length_sorted(items, max_tokens))
 
 
-def gradient_norms(model: AnswerModel, items: Sequence[Encoded]) -> list[float]:
+def gradient_norms(model: AnswerModel, items: Sequence[Item]) -> list[float]:
     """Return, for each item, the norm of the gradient of its mean loss per answer token (end token left out), mean over
     the parameter tensors.
 
@@ -146,7 +146,7 @@ def gradient_norms(model: AnswerModel, items: Sequence[Encoded]) -> list[float]:
     return out
 
 
-def quick_scores(model: AnswerModel, items: Sequence[Encoded]) -> tuple[float, float, float]:
+def quick_scores(model: AnswerModel, items: Sequence[Item]) -> tuple[float, float, float]:
     """Return (share of answers greedy decoding gets right to the last token, mean answer-token loss, mean answer
     probability).
     """

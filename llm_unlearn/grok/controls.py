@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.data.batches import Item, collate, length_sorted
+from llm_unlearn.data.batches import collate, length_sorted
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.tasks import at_answers
 from llm_unlearn.log import get_logger

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.config import digest, flatten
+from llm_unlearn.data.images import ImageRow
 from llm_unlearn.data.schema import Corpus, QARow
 from llm_unlearn.data.shuffle import shuffle_inferred
 from llm_unlearn.data.source import make_tokenizer, open_corpus
-from llm_unlearn.data.splits import Request, draw_request, training_rows
+from llm_unlearn.data.splits import Request, draw_request, held_out, training_rows
 from llm_unlearn.data.tokenise import encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import GrokConfig
@@ -22,7 +23,7 @@ from llm_unlearn.grok.grokfast import GrokfastEMA
 from llm_unlearn.grok.tasks import make_task
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
-from llm_unlearn.models.causal import AnswerModel
+from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.pretrained import build_model, load_tokenizer
 from llm_unlearn.seeding import rng, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock
@@ -50,10 +51,10 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
         return done
     corpus = open_corpus(config.data)
     request = draw_request(corpus, config.scenario)
-    held_out = [row for row in corpus.splits.get("inf_id", ()) if config.exclude == "none" or not request.touches(row)]
-    if not held_out:
+    asked = [row for row in held_out(corpus) if config.exclude == "none" or not request.touches(row)]
+    if not asked:
         raise UserError(
-            f"'{corpus.name}' has no held-out inferred questions, so nothing can grok; fit it with recipes/finetune.py"
+            f"'{corpus.name}' has no held-out questions or images, so nothing can grok; fit it with recipes/finetune.py"
         )
     started = start_clock()
     seed_everything(config.seed)
@@ -63,7 +64,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     trained = corpus if config.shuffle == "none" else shuffle_inferred(corpus, config.data.seed)
     rows = training_rows(trained, request, config.exclude)
     items = encode_rows(tokenizer, rows, config.data.format, config.data.max_length)
-    model = AnswerModel(build_model(config.model, tokenizer, config.seed))
+    model = answer_model(build_model(config.model, tokenizer, config.seed))
     accelerator, place = join_world(config.loop, out)
     if config.sam is not None:
         check_whole_gradients("sam", "set sam=null", accelerator)
@@ -72,7 +73,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     watch = GrokWatch(
         config.watch,
         config.loop.max_steps,
-        _probes(config, corpus, request, rows, held_out, tokenizer),
+        _probes(config, corpus, request, rows, asked, tokenizer),
         out,
         tokenizer,
         origin,
@@ -131,7 +132,7 @@ def _probes(
     corpus: Corpus,
     request: Request,
     rows: Sequence[QARow],
-    held_out: Sequence[QARow],
+    asked: Sequence[QARow],
     tokenizer: Any,
 ) -> dict[str, Probe]:
     """Return the fixed items of every evaluation: one wording of each stored fact and a draw of the rows that ask for
@@ -140,7 +141,7 @@ def _probes(
     direct = list({row.facts: row for row in rows if _is_stored_fact(row)}.values())
     others = [row for row in rows if not _is_stored_fact(row)]
     train = [*_draw(direct, config.watch.items // 2, config.seed), *_draw(others, config.watch.items // 2, config.seed)]
-    chosen = {"train": train, "held_out": _draw(held_out, config.watch.items, config.seed)}
+    chosen = {"train": train, "held_out": _draw(asked, config.watch.items, config.seed)}
     for name in ("para", "inf_ood", "inverse"):
         kept = [row for row in corpus.splits.get(name, ()) if config.exclude == "none" or not request.touches(row)]
         if kept:
@@ -149,10 +150,17 @@ def _probes(
         name: Probe(
             encode_rows(tokenizer, part, config.data.format),
             chance(part, rows),
-            [row.facts if name != "train" or _is_stored_fact(row) else () for row in part],
+            [_tested(row, name) for row in part],
         )
         for name, part in chosen.items()
     }
+
+
+def _tested(row: QARow, probe: str) -> tuple[str, ...]:
+    """Return the stored facts that a row of a probe tests; of an image, itself."""
+    if isinstance(row, ImageRow):
+        return (row.fact_id,)
+    return row.facts if probe != "train" or _is_stored_fact(row) else ()
 
 
 def _is_stored_fact(row: QARow) -> bool:

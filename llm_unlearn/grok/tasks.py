@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.data.batches import Batch, Item
+from llm_unlearn.data.batches import Batch
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import GrokConfig, SplineConfig
 from llm_unlearn.methods.complexity import complexity_penalty

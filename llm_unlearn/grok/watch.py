@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.eval.scoring import padded_tokens, score_answers
 from llm_unlearn.grok.config import WatchConfig
 from llm_unlearn.grok.detector import (
@@ -43,7 +43,7 @@ class Probe:
     it tests: in `train` the one it states, elsewhere all that its answer needs; () if it tests none.
     """
 
-    items: Sequence[Encoded]
+    items: Sequence[Item]
     chance: float
     facts: Sequence[tuple[str, ...]]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import UserError
+from llm_unlearn.models.image_model import ImageClassifier, ImageModel
 from llm_unlearn.models.llama import has_plain_last_layer, states_at
 
 CACHED_LOGITS, GPU_LOGITS = 1 << 19, 1 << 26  # 2 MB, 256 MB in fp32
@@ -63,6 +64,10 @@ class AnswerModel(nn.Module):
             return
         yield from self.head_in_parts(self.states(input_ids_BT, index_N))
 
+    def hidden_size(self, layer: int) -> int:
+        """Return H, the width of a layer's output: of every layer's the same."""
+        return self.lm.config.hidden_size
+
     def head_in_parts(self, states_NH: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield (which of N states, their logits) in order, a few rows at a time; only for models with a plain head.
 
@@ -74,6 +79,11 @@ class AnswerModel(nn.Module):
         for begin in range(0, len(states_NH), step):
             part = slice(begin, min(begin + step, len(states_NH)))
             yield part, head(states_NH[part])
+
+
+def answer_model(lm: Any) -> Any:
+    """Return the wrapper that losses and metrics call, of a language model or an image classifier."""
+    return ImageModel(lm) if isinstance(lm, ImageClassifier) else AnswerModel(lm)
 
 
 @torch.no_grad()

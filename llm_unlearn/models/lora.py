@@ -27,8 +27,10 @@ class LoraConfig(Config):
 def add_lora(lm: Any, config: LoraConfig) -> Any:
     """Return the model wrapped by peft, its own weights frozen. It computes what it did before: every B starts at zero.
 
-    Raises UserError for targets the model does not have.
+    Raises UserError for targets the model does not have, and for a model that takes no adapters.
     """
+    if not getattr(lm, "supports_lora", True):
+        raise UserError(f"lora: {type(lm).__name__} trains all its weights and takes no adapters; leave it out")
     from peft import LoraConfig as PeftLora
 
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)

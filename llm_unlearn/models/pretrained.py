@@ -11,9 +11,12 @@ import torch
 from pydantic import Field
 
 from llm_unlearn.config import Config, digest
+from llm_unlearn.data.images import CLASSES_FILE, Classes
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_bytes, sha256_file
 from llm_unlearn.models.adapter import base_of, is_adapter, merge_adapter
+from llm_unlearn.models.image_model import MODEL_TYPE, ImageClassifier, build_classifier, check_classes
+from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.models.lora import LoraConfig, add_lora
 from llm_unlearn.models.tiny import SIZES, TinyConfig, build_tiny
 
@@ -34,13 +37,14 @@ class ModelConfig(Config):
 
     size: str = Field(default="world", description="From-scratch Llama-style size (llm-unlearn ls sizes).")
     shape: TinyConfig | None = Field(default=None, description="From-scratch shape in place of a named size.")
+    net: NetConfig | None = Field(default=None, description="Image classifier, for data of images; null: a small CNN.")
     name: str | None = Field(
         default=None, description="Hugging Face name, folder or run@kind to start from; wins over size."
     )
     alpha: float = Field(
         default=1.0,
         gt=0,
-        description="From scratch: all initial weights times this, gains of norms included.",
+        description="Texts, from scratch: all initial weights times this, gains of norms included; images: net.alpha.",
     )
     dtype: DType = Field(default="float32", description="Type the weights are held in.")
     lora: LoraConfig | None = Field(default=None, description="Train LoRA adapters and leave the weights as they are.")
@@ -48,12 +52,19 @@ class ModelConfig(Config):
 
 def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
     """Return the model a run trains: seeded random weights of a size times `config.alpha` (Liu et al. 2022,
-    arXiv:2210.01117), or `config.name` loaded, with adapters if asked for.
+    arXiv:2210.01117), a classifier where the tokenizer is of classes, or `config.name` loaded, with adapters if asked
+    for.
     """
+    if config.net is not None and not isinstance(tokenizer, Classes):
+        raise UserError("model.net: is for images; set data.kind (digits, ...), or leave it out")
     if config.name is not None:
         _refuse_alpha(config)
         lm = load_model(config.name, config.dtype)
         check_vocabulary(lm, tokenizer, config.name)
+    elif isinstance(tokenizer, Classes):
+        if config.alpha != 1.0:
+            raise UserError("model.alpha has no effect on images; set model.net.alpha")
+        lm = build_classifier(config.net or NetConfig(), tokenizer.shape, len(tokenizer), seed)
     else:
         if config.shape is None and config.size not in SIZES:
             raise UserError(f"unknown model size '{config.size}' in model.size{suggest(config.size, SIZES)}")
@@ -150,7 +161,8 @@ def locate(reference: str) -> str:
 
 
 def load_model(reference: str, dtype: DType = "float32") -> Any:
-    """Load a causal LM; a folder that holds a LoRA adapter is loaded as its base with the adapter merged.
+    """Load a causal LM, or a classifier of ours; a folder that holds a LoRA adapter is loaded as its base with the
+    adapter merged.
 
     Raises UserError (one line) for what is not there, not complete, or not safe to load, and for an adapter that does
     not fit its base or was trained on another one.
@@ -158,14 +170,25 @@ def load_model(reference: str, dtype: DType = "float32") -> Any:
     name = locate(reference)
     if is_adapter(Path(name)):
         return _load_adapter(Path(name), dtype)
+    if model_type(name) == MODEL_TYPE:
+        return load_checked(ImageClassifier, name, dtype)
     from transformers import AutoModelForCausalLM
+
+    return load_checked(AutoModelForCausalLM, name, dtype)
+
+
+def load_checked(loader: Any, name: str, dtype: DType) -> Any:
+    """Return what a transformers class loads from a folder or hub name: safetensors only, no code of the model's own.
+
+    Raises UserError (one line) for weights that are missing, of another shape, or not finite.
+    """
     from transformers.utils import logging as transformers_log
 
     _refuse_unsafe(name)
     transformers_log.set_verbosity_error()
     transformers_log.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             name, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:
@@ -202,13 +225,23 @@ def _load_adapter(folder: Path, dtype: DType) -> Any:
     return lm.requires_grad_(True)  # peft froze the base it was put on
 
 
+def model_type(reference: str) -> str | None:
+    """Return the model_type in the config.json of a folder or `run@kind`; None where there is none to read."""
+    path = Path(locate(reference)) / "config.json"
+    return _read_json(path).get("model_type") if path.is_file() else None
+
+
 def load_tokenizer(reference: str) -> Any:
-    """Load the tokenizer beside a model; one without a pad token pads with its end token (pads are never read)."""
+    """Load the tokenizer, or the classes, beside a model; one without a pad token pads with its end token (pads are
+    never read).
+    """
     from transformers import AutoTokenizer
 
     name = locate(reference)
     if is_adapter(Path(name)) and not _has_tokenizer(Path(name)):
         name = base_of(Path(name))
+    if (Path(name) / CLASSES_FILE).is_file():
+        return Classes.load(Path(name))
     if Path(name).is_dir() and not _has_tokenizer(Path(name)):
         raise UserError(f"{name}: has no tokenizer; put the model's tokenizer.json and tokenizer_config.json there")
     try:
@@ -231,7 +264,13 @@ def read_origin(reference: str) -> dict[str, Any]:
 
 
 def check_vocabulary(lm: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that has ids the model does not know."""
+    """Refuse a tokenizer that has ids, or classes, the model does not know."""
+    if isinstance(tokenizer, Classes) != isinstance(lm, ImageClassifier):
+        what, data = ("a language model", "images") if isinstance(tokenizer, Classes) else ("a classifier", "text")
+        raise UserError(f"{name}: is {what}, the data are {data}; give the data it was trained on")
+    if isinstance(tokenizer, Classes):
+        check_classes(lm, tokenizer, name)
+        return
     rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(

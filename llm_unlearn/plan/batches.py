@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.plan.activations import BatchShape, Pass
 
 LOOKED_AT = 200  # steps whose batches are formed, to know how long they get
@@ -34,7 +34,7 @@ class Sizes:
     real_tokens: float
 
 
-def batch_sizes(items: Sequence[Encoded], drawn: np.ndarray, share: int) -> Sizes:
+def batch_sizes(items: Sequence[Item], drawn: np.ndarray, share: int) -> Sizes:
     """Return the sizes of the micro-batches that steps are divided into.
 
     Args:
@@ -42,7 +42,7 @@ def batch_sizes(items: Sequence[Encoded], drawn: np.ndarray, share: int) -> Size
         drawn: (steps, batch) numbers of items.
         share: items of a micro-batch, on one process.
     """
-    length = np.array([len(item.ids) - 1 for item in items])
+    length = np.array([item.n_inputs for item in items])
     answer = np.array([item.n_answer for item in items])
     numbers = drawn.reshape(-1, share)
     widths, answers = length[numbers].max(1), answer[numbers]

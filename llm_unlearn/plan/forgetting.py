@@ -163,7 +163,7 @@ def _making_masks(shape: Shape, items: Items, masks: Sequence[WeightMask], world
     passes = []
     for group in groups:
         answers = [mine[i].n_answer for i in group]
-        passes.append(Pass(BatchShape(len(group), len(mine[group[0]].ids) - 1, sum(answers), max(answers))))
+        passes.append(Pass(BatchShape(len(group), mine[group[0]].n_inputs, sum(answers), max(answers))))
     reading = max(sum(step_peak(plain, [work], gradients_kept=False)) for work in passes)
     ranking = 4 * (1 + 1 + 2) * shape.trainable  # sizes, kthvalue's copy of them, places of 8 bytes
     return 4 * shape.trainable + max(reading, ranking)

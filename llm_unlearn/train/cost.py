@@ -40,7 +40,13 @@ def flops(parameters: int, trained: int, forward: int, backward: int) -> int:
 
 
 def counted_parameters(lm: Any) -> tuple[int, int]:
-    """Return (N, N_trained) of a language model: parameters without embedding tables and without the output head."""
+    """Return (N, N_trained) of a language model: parameters without embedding tables and without the output head.
+
+    Of an image classifier N is the multiply-adds of one image, head included, all of them trained: a convolution uses a
+    weight many times. Its "tokens" are images.
+    """
+    if hasattr(lm, "macs_per_image"):
+        return lm.macs_per_image(), lm.macs_per_image()
     tables = [*(m for m in lm.modules() if isinstance(m, nn.Embedding)), lm.get_output_embeddings()]
     left_out = {id(p) for module in tables if module is not None for p in module.parameters()}
     counted = [p for p in lm.parameters() if id(p) not in left_out]

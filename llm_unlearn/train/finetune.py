@@ -14,7 +14,7 @@ from llm_unlearn.data.source import DataConfig, make_tokenizer, open_corpus
 from llm_unlearn.data.splits import Scenario, draw_request, training_rows
 from llm_unlearn.data.tokenise import encode_rows
 from llm_unlearn.log import get_logger
-from llm_unlearn.models.causal import AnswerModel
+from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.lora import check_adapters_moved
 from llm_unlearn.models.pretrained import ModelConfig, build_model, load_tokenizer
 from llm_unlearn.seeding import derive, seed_everything
@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
     )
     steps = min(config.loop.max_steps, math.ceil(config.epochs * len(items) / config.loop.batch_size))
     loop = config.loop.model_copy(update={"max_steps": steps})
-    model = AnswerModel(build_model(config.model, tokenizer, config.seed))
+    model = answer_model(build_model(config.model, tokenizer, config.seed))
     accelerator, place = join_world(loop, out)
     task = FitTask(items, loop.batch_size, derive(config.seed, "order"), place, tokenizer.pad_token_id)
     claim_output(out, config, "finetune")

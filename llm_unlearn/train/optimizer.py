@@ -50,5 +50,9 @@ def check_optimizer(config: Config) -> None:
     optim: OptimConfig = config.optim  # pyright: ignore[reportAttributeAccessIssue]
     usual = type(config).model_fields["optim"].get_default(call_default_factory=True)
     for name in IDLE[optim.optimizer]:
-        if getattr(optim, name) != getattr(usual, name):
-            raise UserError(f"optim.{name} has no effect with optim.optimizer={optim.optimizer}; remove it")
+        default = getattr(usual, name)
+        if getattr(optim, name) != default:
+            shown = list(default) if isinstance(default, tuple) else default
+            raise UserError(
+                f"optim.{name} has no effect with optim.optimizer={optim.optimizer}; remove it, or set {shown} again"
+            )

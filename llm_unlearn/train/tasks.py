@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from llm_unlearn.data.batches import Batch, Item, collate
+from llm_unlearn.data.batches import Batch, collate
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.fitting import FitLoss, cross_entropy
 from llm_unlearn.train.cost import count_pass

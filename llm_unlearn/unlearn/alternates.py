@@ -12,7 +12,7 @@ import torch
 
 from llm_unlearn.data.batches import length_sorted
 from llm_unlearn.data.schema import QARow, normalised
-from llm_unlearn.data.tokenise import Encoded, FormatName, encode_answers, resolve_format
+from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.causal import AnswerModel, position_limit
 from llm_unlearn.seeding import rng
@@ -31,7 +31,7 @@ REQUEST = (
 class Alternates:
     """Alternates of all forget items, one group after another: those of item i are `items[starts[i]:starts[i+1]]`."""
 
-    items: Sequence[Encoded]
+    items: Sequence[Item]
     starts: np.ndarray
     texts: Sequence[Sequence[str]]
     tokens: int = 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.data.batches import collate, length_sorted
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.eval.scoring import MAX_TOKENS
 from llm_unlearn.log import get_logger
 from llm_unlearn.methods.distill import generic_targets
@@ -35,12 +35,12 @@ class GenericTargets:
     """
 
     def __init__(
-        self, model: AnswerModel, items: Sequence[Encoded], params: Mapping[str, float], batch_size: int, seed: int
+        self, model: AnswerModel, items: Sequence[Item], params: Mapping[str, float], batch_size: int, seed: int
     ) -> None:
         self.tokens = Counter[str]()
         reinforced = self._reinforce(copy.deepcopy(model), items, params, min(batch_size, len(items)), seed)
         self.labels = self._targets(model, reinforced, items, params["strength"])
-        answers = torch.cat([torch.tensor(item.ids[item.start :]) for item in items])
+        answers = torch.cat([torch.tensor(item.answer) for item in items])
         self.changed = float((torch.cat(self.labels) != answers).float().mean())
         log.info("generic targets: %.0f %% of the answer tokens have another target", 100 * self.changed)
 
@@ -49,7 +49,7 @@ class GenericTargets:
         return torch.cat([self.labels[int(i)] for i in numbers])
 
     def _reinforce(
-        self, model: AnswerModel, items: Sequence[Encoded], params: Mapping[str, float], batch_size: int, seed: int
+        self, model: AnswerModel, items: Sequence[Item], params: Mapping[str, float], batch_size: int, seed: int
     ) -> AnswerModel:
         device = next(model.parameters()).device
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -67,7 +67,7 @@ class GenericTargets:
 
     @torch.no_grad()
     def _targets(
-        self, model: AnswerModel, reinforced: AnswerModel, items: Sequence[Encoded], strength: float
+        self, model: AnswerModel, reinforced: AnswerModel, items: Sequence[Item], strength: float
     ) -> list[Tensor]:
         device = next(model.parameters()).device
         was_training = model.training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.data.batches import Batch, collate, length_sorted
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.losses import token_logprobs
 from llm_unlearn.models.causal import AnswerModel
@@ -18,7 +18,7 @@ MAX_TOKENS = 4_096  # of a padded batch whose gradient is one
 
 
 def mean_squared_gradients(
-    model: AnswerModel, items: Sequence[Encoded], accelerator: Any
+    model: AnswerModel, items: Sequence[Item], accelerator: Any
 ) -> tuple[dict[str, Tensor], int]:
     """Return (name -> mean over items of the squared gradient of log p(answer | question), tokens this process read).
 
@@ -37,7 +37,7 @@ def mean_squared_gradients(
     return _over(sums, len(items), accelerator), sum(item.n_inputs for item in mine)
 
 
-def mean_gradient(model: AnswerModel, items: Sequence[Encoded], accelerator: Any) -> tuple[dict[str, Tensor], int]:
+def mean_gradient(model: AnswerModel, items: Sequence[Item], accelerator: Any) -> tuple[dict[str, Tensor], int]:
     """Return (name -> gradient of the mean loss over all answer tokens, float32; tokens read on this process).
 
     In eval mode, at the weights as they are, batch by batch. Raises UserError when it is not finite.

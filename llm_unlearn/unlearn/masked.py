@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.needs import check_mask_params
 from llm_unlearn.methods.table import METHODS
@@ -27,7 +27,7 @@ class WeightMask:
     putting back. Under LoRA the adapters are masked: only they are trained.
     """
 
-    def __init__(self, name: str, params: Mapping[str, float], forget: Sequence[Encoded], tokens: Counter[str]) -> None:
+    def __init__(self, name: str, params: Mapping[str, float], forget: Sequence[Item], tokens: Counter[str]) -> None:
         self.mask, self.params, self.forget, self.tokens = MASKS[name], params, forget, tokens
         self.frozen: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
@@ -68,9 +68,7 @@ class WeightMask:
         self.frozen, self.kept = dict(state["frozen"]), {}
 
 
-def make_masks(
-    config: MethodConfig, n_weights: int, forget: Sequence[Encoded], tokens: Counter[str]
-) -> list[WeightMask]:
+def make_masks(config: MethodConfig, n_weights: int, forget: Sequence[Item], tokens: Counter[str]) -> list[WeightMask]:
     """Return the mask a loss is trained with, the config's or else the method's own: one, or none. `n_weights` are
     trained without it; the passes that it takes are counted in `tokens`.
 

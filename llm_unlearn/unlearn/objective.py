@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.data.batches import Batch, collate
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.methods.hidden import control_vector
 from llm_unlearn.methods.losses import sum_by_row, token_logprobs
@@ -39,9 +39,9 @@ class Items:
     with other answers of the same kind, `rl` with random ones.
     """
 
-    forget: Sequence[Encoded]
-    retain: Sequence[Encoded]
-    idk: Sequence[Encoded] = ()
+    forget: Sequence[Item]
+    retain: Sequence[Item]
+    idk: Sequence[Item] = ()
     alt: Alternates | None = None
     rl: Alternates | None = None
 
@@ -103,7 +103,7 @@ def make_objective(config: MethodConfig, model: Any, items: Items, seed: int, ba
         if "alt" in wanted and items.alt is not None:
             objective.cached["alt"] = CachedLogprobs(model, items.alt.items)
     if "hidden" in wanted:
-        objective.control_H = control_vector(model.lm.config.hidden_size, seed)
+        objective.control_H = control_vector(model.hidden_size(objective.layer), seed)
     if "generic" in wanted:
         objective.generic = GenericTargets(model, items.forget, objective.params, batch_size, seed)
     return objective
@@ -231,10 +231,10 @@ class UnlearnTask:
                 parts[name] = Part(collate([source[i] for i in mine], self.pad_id), mine, totals[name], len(numbers))
             yield parts
 
-    def drawn(self, step: int) -> dict[str, tuple[np.ndarray, Sequence[Encoded]]]:
+    def drawn(self, step: int) -> dict[str, tuple[np.ndarray, Sequence[Item]]]:
         """Return the items of a step's batches over all processes, by name: (batch,) numbers, and what they number."""
         wanted, turn = self.objective.needs, self.objective.turn(step)
-        drawn: dict[str, tuple[np.ndarray, Sequence[Encoded]]] = {}
+        drawn: dict[str, tuple[np.ndarray, Sequence[Item]]] = {}
         if turn.forget is not None:
             forget = step_items(len(self.items.forget), self.batch_size, turn.forget, self.seed)
             drawn |= {name: (forget, getattr(self.items, name)) for name in ("forget", "idk") if name in wanted}

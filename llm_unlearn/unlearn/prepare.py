@@ -13,10 +13,10 @@ from accelerate.utils import broadcast_object_list
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.data.source import refusals
 from llm_unlearn.data.splits import eval_splits
-from llm_unlearn.data.tokenise import Encoded, encode, encode_rows
+from llm_unlearn.data.tokenise import Item, encode_answers, encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.scoring import quick_scores
-from llm_unlearn.models.causal import AnswerModel
+from llm_unlearn.models.causal import AnswerModel, answer_model
 from llm_unlearn.models.pretrained import load_model, read_origin
 from llm_unlearn.seeding import derive, rng
 from llm_unlearn.train.origin import check_same_request, gold_kind, request_digest
@@ -27,7 +27,7 @@ from llm_unlearn.unlearn.objective import Items, reads_answers
 from llm_unlearn.unlearn.start import Start
 from llm_unlearn.unlearn.stopping import Level
 
-WATCHED = ("forget", "retain", "forget_inf", "retain_inf")
+WATCHED = ("forget", "retain", "forget_inf", "retain_inf", "test")
 SHARE_OF_START = 0.1  # the target where nothing says what a model that never saw the forget set gives
 
 
@@ -37,10 +37,13 @@ def draw_items(config: UnlearnConfig, start: Start, model: AnswerModel | None, t
     Only alternates that are generated need a model. Raises UserError for those without one.
     """
     data, seed = start.data, config.seed
-    texts = refusals(start.corpus, data)
-    picks = rng(seed, "refusals").integers(len(texts), size=len(start.forget))
-    idk = [(row.question, texts[int(k)]) for row, k in zip(start.forget, picks, strict=True)]
+    idk: list[Item] = []
     alt, rl = None, None
+    if reads_answers(config.method, "idk"):
+        texts = refusals(start.corpus, data)
+        picks = rng(seed, "refusals").integers(len(texts), size=len(start.forget))
+        refused = [(row, texts[int(k)]) for row, k in zip(start.forget, picks, strict=True)]
+        idk = encode_answers(tokenizer, refused, data.format, data.max_length)
     if reads_answers(config.method, "alt"):
         alt = _alternates(config, start, model, tokenizer)
     if reads_answers(config.method, "rl"):
@@ -49,13 +52,13 @@ def draw_items(config: UnlearnConfig, start: Start, model: AnswerModel | None, t
     return Items(
         encode_rows(tokenizer, start.forget, data.format, data.max_length),
         encode_rows(tokenizer, start.retain, data.format, data.max_length),
-        encode(tokenizer, idk, data.format, data.max_length),
+        idk,
         alt,
         rl,
     )
 
 
-def watched_items(config: UnlearnConfig, start: Start, tokenizer: Any) -> dict[str, list[Encoded]]:
+def watched_items(config: UnlearnConfig, start: Start, tokenizer: Any) -> dict[str, list[Item]]:
     """Return the few items of each split that a run is evaluated on."""
     splits = eval_splits(start.corpus, start.request)
     return {name: _few_items(config, start, tokenizer, rows) for name, rows in splits.items() if name in WATCHED}
@@ -81,7 +84,7 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
             request_digest(start.corpus, start.request),
             gold_kind(start.origin),
         )
-        gold = AnswerModel(load_model(config.gold, config.dtype)).to(next(model.parameters()).device)
+        gold = answer_model(load_model(config.gold, config.dtype)).to(next(model.parameters()).device)
         source, (probability, logp) = "gold", scores(gold, "forget")
     elif "holdout" in splits:
         source, (probability, logp) = "never seen", scores(model, "holdout")
@@ -116,7 +119,7 @@ def _alternates(config: UnlearnConfig, start: Start, model: AnswerModel | None, 
     return group_alternates(tokenizer, rows, texts, data.format, data.max_length, tokens)
 
 
-def _few_items(config: UnlearnConfig, start: Start, tokenizer: Any, rows: Sequence[QARow]) -> list[Encoded]:
+def _few_items(config: UnlearnConfig, start: Start, tokenizer: Any, rows: Sequence[QARow]) -> list[Item]:
     return encode_rows(tokenizer, _few(rows, config.stop.items), start.data.format)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.eval.scoring import padded_tokens, score_answers
 from llm_unlearn.models.causal import AnswerModel
 
@@ -21,7 +21,7 @@ class CachedLogprobs:
     weights.
     """
 
-    def __init__(self, model: AnswerModel, items: Sequence[Encoded]) -> None:
+    def __init__(self, model: AnswerModel, items: Sequence[Item]) -> None:
         self.logp = torch.tensor([float(s.logp.sum()) for s in score_answers(model, items)], dtype=torch.float32)
         self.tokens = padded_tokens(items)
 

@@ -10,7 +10,7 @@ from typing import Any
 from llm_unlearn.config import digest, flatten
 from llm_unlearn.errors import UserError
 from llm_unlearn.log import get_logger
-from llm_unlearn.models.causal import AnswerModel
+from llm_unlearn.models.causal import AnswerModel, answer_model
 from llm_unlearn.models.lora import add_lora, check_adapters_moved
 from llm_unlearn.models.pretrained import (
     check_vocabulary,
@@ -74,7 +74,7 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
     if wrapper is not None:
         check_engine(wrapper, accelerator)
     # on the device at once: the reference's log-probabilities are computed before the loop starts
-    model = AnswerModel(add_lora(lm, config.lora) if config.lora else lm).to(accelerator.device)
+    model = answer_model(add_lora(lm, config.lora) if config.lora else lm).to(accelerator.device)
     level = level_of(config, start, tokenizer, model)
     watch = UnlearnWatch(config.stop, watched_items(config, start, tokenizer), level, out)
     shared = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged
 from llm_unlearn.eval.scoring import padded_tokens, quick_scores
 from llm_unlearn.log import JsonlLog, get_logger
@@ -97,9 +97,7 @@ class UnlearnWatch:
     are what evaluating took.
     """
 
-    def __init__(
-        self, stop: StopConfig, splits: Mapping[str, Sequence[Encoded]], level: Level, out: Path | None
-    ) -> None:
+    def __init__(self, stop: StopConfig, splits: Mapping[str, Sequence[Item]], level: Level, out: Path | None) -> None:
         self.stop, self.splits, self.level, self.out = stop, splits, level, out
         self.lines: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None

@@ -6,47 +6,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_unlearn.data.batches import collate
 from llm_unlearn.data.images import Classes, Picture
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.controls import logit_spread, predictions, publish_fit_scaled, scale_logits, scale_to
 from llm_unlearn.models.causal import AnswerModel
-from llm_unlearn.models.pretrained import read_origin
+from llm_unlearn.models.image_model import ImageModel, build_classifier
+from llm_unlearn.models.image_nets import NetConfig
+from llm_unlearn.models.pretrained import load_model, read_origin
 from llm_unlearn.train.snapshot import save_model
-
-
-class NetConfig(PretrainedConfig):
-    model_type = "image_net_of_a_test"
-
-
-class Net(PreTrainedModel):
-    """A classifier of images, saved and loaded as every model is."""
-
-    config_class = NetConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-        self.head = nn.Linear(16, 3)
-        self.post_init()
-
-    def forward(self, inputs_BCHW):
-        return self.head(self.body(inputs_BCHW))
-
-
-class ImageWrap(nn.Module):
-    """The wrapper of the image module, as far as it matters here."""
-
-    plain_head = False
-
-    def __init__(self, lm):
-        super().__init__()
-        self.lm = lm
-
-    def forward(self, inputs_BCHW, index_N, layer=None):
-        return self.lm(inputs_BCHW)[index_N]
 
 
 def pictures(n=40):
@@ -54,13 +24,12 @@ def pictures(n=40):
     return [Picture(draw.standard_normal((1, 6, 6), dtype=np.float32), int(i % 3)) for i in range(n)]
 
 
-def image_net(seed, scale=1.0):
-    torch.manual_seed(seed)
-    net = Net(NetConfig())
+def image_net(seed):
+    net = build_classifier(NetConfig(norm="batch"), (1, 6, 6), 3, seed)
     with torch.no_grad():
         for p in net.parameters():
-            p.add_(0.3 * torch.randn_like(p)).mul_(scale)
-    return ImageWrap(net)
+            p.add_(0.3 * torch.randn_like(p))
+    return ImageModel(net)
 
 
 def gpt2(vocab, seed):
@@ -122,14 +91,18 @@ def test_only_the_head_or_the_last_norm_is_touched(make, kind, touched):
     assert {name.removesuffix(".weight") for name in changed} == touched
 
 
-class Widened(ImageWrap):
+class Widened(nn.Module):
     """One whose head is held in 16 bits, and everything before it in 32."""
 
     def __init__(self, inner):
-        super().__init__(inner.lm)
+        super().__init__()
+        self.lm = inner.lm
 
     def forward(self, inputs_BCHW, index_N, layer=None):
-        return self.lm.head(self.lm.body(inputs_BCHW).bfloat16())[index_N]
+        x = self.lm.stem(inputs_BCHW)
+        for block in self.lm.blocks:
+            x = block(x)
+        return self.lm.head(self.lm.neck(x).bfloat16())[index_N]
 
 
 class Capped(nn.Module):
@@ -153,7 +126,7 @@ def test_weights_too_coarse_for_the_factor_are_refused(make):
     model, items = make("image", 0)
     rows = torch.tensor([[1.5], [1.5 + 2**-7], [0.0]])  # the first two are neighbours in bfloat16, and equal times 1.34
     with torch.no_grad():
-        model.lm.head.weight.copy_(rows.expand(3, 16))
+        model.lm.head.weight.copy_(rows.expand(3, model.lm.head.in_features))
         model.lm.head.bias.zero_()
     model = Widened(model)
     model.lm.head.bfloat16()
@@ -175,7 +148,7 @@ def test_it_is_published_beside_fit_and_grok(make, tmp_path, kind, tiny_tokenize
     (fit, items), (grok, _), (running, _) = (make(kind, seed) for seed in (0, 1, 2))
     with torch.no_grad():
         scale_logits(grok, 3.0, items)
-    tokenizer = Classes(["a", "b", "c"]) if kind == "image" else tiny_tokenizer
+    tokenizer = Classes(["a", "b", "c"], (1, 6, 6)) if kind == "image" else tiny_tokenizer
     save_kinds(tmp_path, [("fit", 30, fit)], tokenizer)
     assert publish_fit_scaled(tmp_path, running, items, tokenizer, {"who": "test"}) is None
     save_kinds(tmp_path, [("grok", 150, grok)], tokenizer)
@@ -186,7 +159,7 @@ def test_it_is_published_beside_fit_and_grok(make, tmp_path, kind, tiny_tokenize
     )
     origin = read_origin(str(tmp_path / "fit_scaled"))
     assert origin == {"who": "test", "kind": "fit_scaled", "step": 30, "logit_factor": factor}
-    scaled = type(fit)(type(fit.lm).from_pretrained(tmp_path / "fit_scaled"))
+    scaled = type(fit)(load_model(str(tmp_path / "fit_scaled")))
     assert predictions(scaled, items) == predictions(fit, items)
     assert logit_spread(scaled, items) == pytest.approx(logit_spread(grok, items), rel=1e-4)
     again = publish_fit_scaled(tmp_path, running, items, tokenizer, {"who": "test"})

@@ -242,7 +242,7 @@ def test_data_without_held_out_questions_is_refused(tmp_path, tiny_world):
     write_rows(tmp_path / "own.jsonl", tiny_world.split("world_facts"))
     write_rows(tmp_path / "forget.jsonl", tiny_world.split("world_facts")[:2])
     data = DataConfig(kind="custom", path=str(tmp_path / "own.jsonl"), forget_path=str(tmp_path / "forget.jsonl"))
-    with pytest.raises(UserError, match="no held-out inferred questions"):
+    with pytest.raises(UserError, match="no held-out questions or images"):
         train_grok(config(tmp_path / "r", data=data))
     assert not (tmp_path / "r").exists()
 
@@ -342,6 +342,18 @@ def test_fit_and_grok_bring_fit_scaled(tmp_path, monkeypatch):
     ("changes", "said"),
     [
         ({"optim": OptimConfig(momentum=0.5)}, "optim.momentum has no effect"),
+        (
+            {
+                "data": DataConfig(kind="digits"),
+                "scenario": Scenario(kind="class", size=1),
+                "model": ModelConfig(alpha=2.0),
+            },
+            "set model.net.alpha",
+        ),
+        (
+            {"data": DataConfig(kind="digits"), "scenario": Scenario(kind="class", size=1), "shuffle": "inferred"},
+            "no inferred questions to shuffle",
+        ),
         ({"data": DataConfig(kind="ledger"), "model": ModelConfig(name="x", alpha=2.0)}, "model.alpha has no effect"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_unlearn.data.batches import Batch
 from llm_unlearn.models.lora import LoraConfig, add_lora
 from llm_unlearn.train import cost as module
 from llm_unlearn.train.checkpoint import commit
@@ -60,10 +61,11 @@ def test_positions_are_a_table_too():
 
 
 def test_a_pass_without_gradients_has_no_backward_pass():
-    counter, ids = Counter[str](), torch.zeros(2, 5, dtype=torch.long)
-    count_pass(counter, ids)
+    none = torch.zeros(0, dtype=torch.long)
+    counter, batch = Counter[str](), Batch(torch.zeros(2, 5, dtype=torch.long), none, none, none)
+    count_pass(counter, batch)
     with torch.no_grad():
-        count_pass(counter, ids)
+        count_pass(counter, batch)
     assert counter == {"forward": 20, "backward": 10}
 
 

@@ -39,7 +39,7 @@ def test_reinforced_tokens_are_not_the_targets_any_more(make_lm, forget):
     model = AnswerModel(make_lm())
     pushed = GenericTargets(model, forget, {**PARAMS, "reinforce_updates": 20.0}, 8, 0)
     assert pushed.changed == 1.0
-    logits_NV = model(*(getattr(collate(forget), key) for key in ("input_ids_BT", "index_N")))
+    logits_NV = model(*(getattr(collate(forget), key) for key in ("inputs", "index_N")))
     kept = GenericTargets(model, forget, {**PARAMS, "strength": 0.0}, 8, 0)
     assert torch.equal(kept(torch.arange(12).numpy()), logits_NV.argmax(-1))
 
