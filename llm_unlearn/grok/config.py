@@ -38,6 +38,28 @@ class GrokfastConfig(Config):
     lamb: float = Field(default=2.0, ge=0, description="How much of it is added.")
 
 
+class SamConfig(Config):
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412): every step takes the gradient where the loss
+    is worst nearby.
+    """
+
+    rho: float = Field(default=0.05, gt=0, description="How far that is, a length over all weights together.")
+
+
+class SplineConfig(Config):
+    """Keep training items away from the neurons' hyperplanes: few regions around them, without a reorganisation that
+    grokking would bring about. A construction of this package, see methods.complexity.
+    """
+
+    weight: float = Field(default=1.0, gt=0, description="Weight of the penalty beside the loss of the answers.")
+    margin: float = Field(
+        default=0.5,
+        gt=0,
+        description="Pre-activations closer to 0 than this are penalised; in root mean squares of the item's in the "
+        "layer.",
+    )
+
+
 class GrokConfig(Config):
     """Train a model until it groks; the checkpoints early, fit, grok and post are kept on the way."""
 
@@ -54,4 +76,16 @@ class GrokConfig(Config):
     optim: OptimConfig = Field(default_factory=OptimConfig, description="Optimizer.")
     loop: LoopConfig = Field(default_factory=LoopConfig, description="Training loop.")
     watch: WatchConfig = Field(default_factory=WatchConfig, description="Evaluation, detection, end.")
+    loss: Literal["ce", "mse"] = Field(
+        default="ce",
+        description="What is fitted. ce: cross-entropy. mse: squared distance of the logits from the one-hot answer, "
+        "mean over tokens and vocabulary or classes.",
+    )
+    shuffle: Literal["none", "inferred"] = Field(
+        default="none",
+        description="inferred: train answers of inferred questions permuted among those of the same relation and "
+        "wording (drawn with data.seed), so that nothing can be generalised from.",
+    )
+    sam: SamConfig | None = Field(default=None, description="Sharpness-aware minimisation; null: off.")
+    spline: SplineConfig | None = Field(default=None, description="Penalty on local complexity; null: off.")
     grokfast: GrokfastConfig | None = Field(default=None, description="Amplify slow gradients; null: off.")

@@ -12,22 +12,26 @@ import numpy as np
 from llm_unlearn.config import digest, flatten
 from llm_unlearn.data.images import ImageRow
 from llm_unlearn.data.schema import Corpus, QARow
+from llm_unlearn.data.shuffle import shuffle_inferred
 from llm_unlearn.data.source import make_tokenizer, open_corpus
 from llm_unlearn.data.splits import Request, draw_request, held_out, training_rows
 from llm_unlearn.data.tokenise import encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import GrokConfig
+from llm_unlearn.grok.controls import LAST, publish_fit_scaled
 from llm_unlearn.grok.grokfast import GrokfastEMA
+from llm_unlearn.grok.tasks import make_task
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
 from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.pretrained import build_model, load_tokenizer
-from llm_unlearn.seeding import derive, rng, seed_everything
+from llm_unlearn.seeding import rng, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock
 from llm_unlearn.train.loop import join_world, train
+from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
-from llm_unlearn.train.snapshot import claim_output, finished, write_result
-from llm_unlearn.train.tasks import FitTask
+from llm_unlearn.train.snapshot import claim_output, finished, save_model, write_result
+from llm_unlearn.train.whole import check_whole_gradients
 
 log = get_logger(__name__)
 
@@ -36,9 +40,10 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     """Train until the kind `watch.until` is reached (or `loop.max_steps`); resume if the folder holds an unfinished
     run.
 
-    The folder gets `config.yaml`, `curve.jsonl`, `train_log.jsonl`, one model folder per kind reached and `run.json`,
-    whose content is returned: the detector's report, how many facts grokked (see grok.facts), and cost. A finished run
-    is not repeated. Raises UserError for anything the user can mend.
+    The folder gets `config.yaml`, `curve.jsonl`, `train_log.jsonl`, one model folder per kind reached (`fit_scaled`
+    beside `fit` and `grok`, `last` of a run until max_steps) and `run.json`, whose content is returned: the detector's
+    report, how many facts grokked (see grok.facts), and cost. A finished run is not repeated. Raises UserError for
+    anything the user can mend.
     """
     _check(config)
     out, config = Path(config.out), absolute_paths(config)
@@ -56,11 +61,14 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     tokenizer = (
         load_tokenizer(config.model.name) if config.model.name else make_tokenizer(corpus, config.data.vocab_size)
     )
-    rows = training_rows(corpus, request, config.exclude)
+    trained = corpus if config.shuffle == "none" else shuffle_inferred(corpus, config.data.seed)
+    rows = training_rows(trained, request, config.exclude)
     items = encode_rows(tokenizer, rows, config.data.format, config.data.max_length)
     model = answer_model(build_model(config.model, tokenizer, config.seed))
     accelerator, place = join_world(config.loop, out)
-    task = FitTask(items, config.loop.batch_size, derive(config.seed, "order"), place, tokenizer.pad_token_id)
+    if config.sam is not None:
+        check_whole_gradients("sam", "set sam=null", accelerator)
+    task = make_task(items, config, place, tokenizer.pad_token_id, model)
     origin = run_origin(config, corpus, request)
     watch = GrokWatch(
         config.watch,
@@ -100,6 +108,9 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     }
     if accelerator.is_main_process:
         watch.finish()
+        publish_fit_scaled(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
+        if config.watch.until == "max_steps":
+            save_model(out / LAST, run.lm, tokenizer, {**origin, "kind": LAST, "step": run.step})
         write_result(out, result)
     log.info("%s: %s after %d steps (t_fit %s, t_gen %s)", out, report.phase, run.step, report.t_fit, report.t_gen)
     accelerator.end_training()
@@ -107,6 +118,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
 
 
 def _check(config: GrokConfig) -> None:
+    check_optimizer(config)
     if config.model.lora is not None:
         raise UserError("model.lora: grokking trains all weights; leave it out, or fit with recipes/finetune.py")
     if config.grokfast is not None and config.loop.precision == "fp16":

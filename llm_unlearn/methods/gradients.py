@@ -26,6 +26,7 @@ __all__ = [
     "cosine_slopes",
     "dot",
     "gru",
+    "nearby_worst",
     "orthograd",
     "orthopenalty",
     "project_out",
@@ -174,6 +175,22 @@ def orthopenalty(
     return add(*parts)
 
 
+def nearby_worst(gradient: Callable[[Sequence[Tensor] | None], list[Tensor]], rho: float) -> list[Tensor]:
+    """Gradient of a loss where it is worst within a ball around the weights, to first order.
+
+        g(w + e),    e = rho * g(w) / ||g(w)||_2,    the norm over all parameters together
+
+    Source: Foret et al. 2021, arXiv:2010.01412 (SAM), eq. 2 with p = 2 and eq. 3 (the term with the Hessian dropped).
+
+    Args:
+        gradient: returns the gradient at the weights (None), or at the weights plus a shift; asked once or twice.
+        rho: radius of the ball, > 0. Where the gradient at the weights is zero, that is the answer.
+    """
+    here = gradient(None)
+    length = dot(here, here).sqrt()
+    return gradient(add((rho / length, here))) if length > 0 else here
+
+
 def sam(gradients: Gradients, memory: Memory, *, gamma: float, alpha: float, rho: float = 0.01) -> list[Tensor]:
     """Take the forget gradient where the forget loss is worst nearby, the retain gradient where the weights are.
 
@@ -182,10 +199,7 @@ def sam(gradients: Gradients, memory: Memory, *, gamma: float, alpha: float, rho
     Source: Fan et al. 2025, arXiv:2502.05374 (NPO+SAM), first-order solution of  min_theta max_{||e|| <= rho}
     forget(theta + e) + alpha retain(theta),  the norm over all parameters together.
     """
-    forget = gradients("forget")
-    length = dot(forget, forget).sqrt()
-    if length > 0:
-        forget = gradients("forget", add((rho / length, forget)))
+    forget = nearby_worst(lambda shift: gradients("forget", shift), rho)
     return add((gamma, forget), (alpha, gradients("retain")))
 
 

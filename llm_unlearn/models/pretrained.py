@@ -41,20 +41,29 @@ class ModelConfig(Config):
     name: str | None = Field(
         default=None, description="Hugging Face name, folder or run@kind to start from; wins over size."
     )
+    alpha: float = Field(
+        default=1.0,
+        gt=0,
+        description="Texts, from scratch: all initial weights times this, gains of norms included; images: net.alpha.",
+    )
     dtype: DType = Field(default="float32", description="Type the weights are held in.")
     lora: LoraConfig | None = Field(default=None, description="Train LoRA adapters and leave the weights as they are.")
 
 
 def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
-    """Return the model a run trains: seeded random weights of a size (a classifier where the tokenizer is of classes),
-    or `config.name` loaded, with adapters if asked for.
+    """Return the model a run trains: seeded random weights of a size times `config.alpha` (Liu et al. 2022,
+    arXiv:2210.01117), a classifier where the tokenizer is of classes, or `config.name` loaded, with adapters if asked
+    for.
     """
     if config.net is not None and not isinstance(tokenizer, Classes):
         raise UserError("model.net: is for images; set data.kind (digits, ...), or leave it out")
     if config.name is not None:
+        _refuse_alpha(config)
         lm = load_model(config.name, config.dtype)
         check_vocabulary(lm, tokenizer, config.name)
     elif isinstance(tokenizer, Classes):
+        if config.alpha != 1.0:
+            raise UserError("model.alpha has no effect on images; set model.net.alpha")
         lm = build_classifier(config.net or NetConfig(), tokenizer.shape, len(tokenizer), seed)
     else:
         if config.shape is None and config.size not in SIZES:
@@ -63,6 +72,9 @@ def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
         lm = build_tiny(
             config.shape or SIZES[config.size], len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id
         )
+        with torch.no_grad():
+            for weight in lm.parameters():
+                weight.mul_(config.alpha)
         lm = lm.to(getattr(torch, config.dtype))
     return add_lora(lm, config.lora) if config.lora else lm
 
@@ -77,6 +89,7 @@ def skeleton(config: ModelConfig, tokenizer: Any) -> Any:
     with torch.device("meta"):
         if config.name is None:
             return build_model(config, tokenizer, 0)
+        _refuse_alpha(config)
         name = locate(config.name)
         while is_adapter(Path(name)):
             name = locate(base_of(Path(name)))
@@ -88,6 +101,11 @@ def skeleton(config: ModelConfig, tokenizer: Any) -> Any:
             raise UserError(_load_problem(name, error)) from error
         check_vocabulary(lm, tokenizer, config.name)
         return add_lora(lm, config.lora) if config.lora else lm
+
+
+def _refuse_alpha(config: ModelConfig) -> None:
+    if config.alpha != 1.0:
+        raise UserError(f"model.alpha has no effect on the pretrained weights of {config.name}; remove it")
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:

@@ -23,6 +23,7 @@ from llm_unlearn.plan.batches import LOOKED_AT, Update, batch_sizes
 from llm_unlearn.plan.memory import Beside
 from llm_unlearn.plan.shape import Shape
 from llm_unlearn.seeding import derive
+from llm_unlearn.train.optimizer import n_moments
 from llm_unlearn.train.order import step_items
 from llm_unlearn.train.tasks import Place
 from llm_unlearn.unlearn.config import UnlearnConfig
@@ -99,6 +100,7 @@ def forgetting(
         gold=config.gold is not None,
         frozen=1 - masks[0].params["share"] if masks else None,
         wrapper=name,
+        moments=n_moments(config.optim),
         ready=max(
             _making_targets(shape, objective, items, batch, derive(config.seed, "control")) if needs_targets else 0,
             _making_masks(shape, items, masks, world),

@@ -71,7 +71,8 @@ class Beside:
         pretrained: weights come from files, which are mapped while they are copied.
         gold: a gold model is read before the first step.
         frozen: share of the trained weights that a mask freezes; None without a mask.
-        wrapper: what makes a step's gradient, a key of methods.gradients.GRADIENTS.
+        wrapper: what makes a step's gradient, a key of wrapped.STAGES, or orthograd.
+        moments: how many numbers per weight the optimizer remembers.
         ready: bytes that making targets or a mask takes before the first step, beside the weights and the reference.
     """
 
@@ -83,6 +84,7 @@ class Beside:
     gold: bool = False
     frozen: float | None = None
     wrapper: str | None = None
+    moments: int = 2
     ready: int = 0
 
     @property
@@ -127,7 +129,7 @@ def memory(
     activations, gradients = max(peaks, key=sum)
     # DeepSpeed holds an fp32 copy of what it updates, and fp32 moments; in bf16 the model itself is 16-bit
     in_16_bit = deepspeed and shape.autocast_bytes is not None
-    state = (12 if deepspeed else 2 * w) * t
+    state = (4 * (1 + beside.moments) if deepspeed else beside.moments * w) * t
     weights = _share((2 if in_16_bit else w) * p, world, split_weights)
     optimizer = _share(state, world, split_optimizer)
     held = weights + optimizer

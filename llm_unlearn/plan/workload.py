@@ -27,6 +27,7 @@ from llm_unlearn.plan.shape import Shape, read_shape
 from llm_unlearn.seeding import derive
 from llm_unlearn.train.config import LoopConfig
 from llm_unlearn.train.finetune import FinetuneConfig
+from llm_unlearn.train.optimizer import n_moments
 from llm_unlearn.train.order import step_items
 from llm_unlearn.train.tasks import n_micro_batches
 from llm_unlearn.unlearn.config import UnlearnConfig
@@ -113,8 +114,15 @@ def _fit(recipe: str, config: Any, world: int, n_micro: int) -> Workload:
     batch, seed = config.loop.batch_size, derive(config.seed, "order")
     drawn = [step_items(len(items), batch, step, seed) for step in range(min(steps, LOOKED_AT))]
     sizes = batch_sizes(items, np.stack(drawn), batch // (world * n_micro))
-    update = Update([Pass(sizes.largest)], [Pass(sizes.mean)], sizes.real_tokens)
-    beside = Beside(grokfast=getattr(config, "grokfast", None) is not None, pretrained=name is not None)
+    sam = getattr(config, "sam", None) is not None
+    looks = 2 if sam else 1
+    update = Update([Pass(sizes.largest)], [Pass(sizes.mean)] * looks, looks * sizes.real_tokens)
+    beside = Beside(
+        grokfast=getattr(config, "grokfast", None) is not None,
+        pretrained=name is not None,
+        wrapper="nearby_worst" if sam else None,
+        moments=n_moments(config.optim),
+    )
     return Workload(recipe, shape_of(config.model, tokenizer, config.loop), steps, n_micro, [update], beside)
 
 

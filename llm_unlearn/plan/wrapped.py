@@ -1,4 +1,4 @@
-"""Memory of a step whose gradient a wrapper of `methods.gradients` makes: whole float32 gradients, several at once.
+"""Memory of a step whose gradient a function of `methods.gradients` makes: whole float32 gradients, several at once.
 
 Counted from the wrappers' own code, local names included: what a name still refers to is not given back.
 """
@@ -24,6 +24,8 @@ class Stage:
 # the stages of a step, and the most gradients at once between them; a moving average is in Memory.extra
 STAGES: Mapping[str, tuple[tuple[Stage, ...], int]] = {
     "gru": ((Stage("forget", 0), Stage("retain", 1)), 6),
+    # SAM in training: one loss, which goes by the name of the passes' term
+    "nearby_worst": ((Stage("forget", 0), Stage("forget", 2, shifted=True)), 2),
     "sam": ((Stage("forget", 0), Stage("forget", 2, shifted=True), Stage("retain", 1)), 4),
     "orthopenalty": (
         (

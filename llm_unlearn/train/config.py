@@ -10,16 +10,27 @@ from llm_unlearn.config import Config
 
 
 class OptimConfig(Config):
-    """AdamW and its schedule. The defaults are those the embedded world was seen to grok with."""
+    """The optimizer and its schedule. The defaults are those the embedded world was seen to grok with."""
 
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw",
+        description="adamw: decay decoupled from the gradient. sgd: with momentum, decay added to the gradient (L2).",
+    )
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field(
         default=(0.9, 0.9),
         description="AdamW moment decay rates. 0.9 for the second: 0.98 groks a third later, 0.999 later still.",
     )
     eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="optimizer=sgd: momentum, as torch defines it.")
     weight_decay: float = Field(
-        default=1.0, ge=0, description="Decoupled, multiplied by lr, on matrices only. Grokking needs it large."
+        default=1.0,
+        ge=0,
+        description="adamw: decoupled, multiplied by lr; grokking needs it large. sgd: times the weights, added to the "
+        "gradient after clipping; 5e-4 is usual.",
+    )
+    decay: Literal["matrices", "all"] = Field(
+        default="matrices", description="Which weights decay: those of two dimensions and more, or every one."
     )
     clip: float = Field(default=1.0, ge=0, description="Largest gradient norm; 0 switches clipping off.")
     warmup: int = Field(default=50, ge=0, description="Steps of linear warm-up.")

@@ -21,6 +21,7 @@ from llm_unlearn.seeding import derive, seed_everything
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.cost import Meter, start_clock
 from llm_unlearn.train.loop import Callback, join_world, train
+from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
 from llm_unlearn.train.snapshot import claim_output, finished, save_outcome, write_result
 from llm_unlearn.train.tasks import FitTask
@@ -66,6 +67,7 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
 
     Raises UserError for anything the user can mend.
     """
+    check_optimizer(config)
     out, config = Path(config.out), absolute_paths(config)
     if (done := finished(out, config, "finetune")) is not None:
         return done

@@ -24,6 +24,7 @@ from llm_unlearn.models.causal import AnswerModel
 from llm_unlearn.models.checkpointing import checkpoint_activations
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.lock import locked
+from llm_unlearn.train.optimizer import make_optimizer
 from llm_unlearn.train.resume import load_resume, save_resume
 from llm_unlearn.train.schedule import lr_factor
 from llm_unlearn.train.tasks import Place, n_micro_batches
@@ -157,19 +158,6 @@ def make_accelerator(
             f"--multi_gpu --num_processes {asked}"
         )
     return accelerator
-
-
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return AdamW with weight decay on matrices (embeddings included) and none on vectors."""
-    named = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in named)
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
-    )
 
 
 def train(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llm_unlearn.data.batches import Batch, collate
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
-from llm_unlearn.methods.losses import nll, token_logprobs
+from llm_unlearn.methods.fitting import FitLoss, cross_entropy
 from llm_unlearn.train.cost import count_pass
 from llm_unlearn.train.order import rank_slice, step_items
 
@@ -44,14 +44,23 @@ def n_micro_batches(batch_size: int, micro_batch: int | None, world: int) -> int
 
 
 class FitTask:
-    """Negative log-likelihood of the answers: fine-tuning and grokking. The step's loss is the mean over all answer
-    tokens of the global batch.
+    """Fitting the answers: fine-tuning and grokking. The step's loss is the mean over all answer tokens of the global
+    batch of `objective`, the negative log-likelihood unless another is given.
     """
 
-    def __init__(self, items: Sequence[Item], batch_size: int, seed: int, place: Place, pad_id: int = 0) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        batch_size: int,
+        seed: int,
+        place: Place,
+        pad_id: int = 0,
+        objective: FitLoss = cross_entropy,
+    ) -> None:
         if not items:
             raise UserError("the training set is empty; check data and scenario")
         self.items, self.batch_size, self.seed, self.place, self.pad_id = items, batch_size, seed, place, pad_id
+        self.objective = objective
         self.n_micro = place.n_micro
         self.tokens = Counter[str]()
 
@@ -71,5 +80,4 @@ class FitTask:
         batch, share = micro
         batch = batch.to(next(model.parameters()).device)
         count_pass(self.tokens, batch)
-        logp_N, _ = token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)
-        return nll(logp_N) * share, {}
+        return self.objective(model(batch.inputs, batch.index_N), batch.labels_N) * share, {}

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,8 @@ from llm_unlearn.data.batches import collate
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.gradients import GRADIENTS, check_gradient
 from llm_unlearn.methods.terms import RETAIN_TERMS
-from llm_unlearn.train.loop import WHOLE_MODEL, Run
+from llm_unlearn.train.loop import Run
+from llm_unlearn.train.whole import check_whole_gradients, same_draws, shifted
 from llm_unlearn.unlearn.config import MethodConfig
 from llm_unlearn.unlearn.objective import Objective, Part, UnlearnTask, resolve_method
 
@@ -60,17 +60,7 @@ def choose_wrapper(config: MethodConfig) -> Wrapper | None:
 
 def check_engine(wrapper: Wrapper, accelerator: Any) -> None:
     """Refuse a run whose gradients are not whole, or are scaled, when the wrapper reads them."""
-    engine = accelerator.distributed_type.value
-    if engine not in WHOLE_MODEL:
-        raise UserError(
-            f"method.gradient={wrapper.name} needs whole gradients, and {engine} shards them; launch with one process "
-            "or plain data parallel, or set method.gradient=none"
-        )
-    if accelerator.mixed_precision == "fp16":
-        raise UserError(
-            f"method.gradient={wrapper.name} with loop.precision=fp16: fp16's gradients are scaled when it reads them; "
-            "choose bf16 or no"
-        )
+    check_whole_gradients(f"method.gradient={wrapper.name}", "set method.gradient=none", accelerator)
 
 
 class WrappedTask(UnlearnTask):
@@ -116,23 +106,17 @@ class StepGradients:
         self.micros = list(task.micro_batches(run.step))
         self.used = [False] * len(weights)
         self.losses: dict[str, Tensor] = {}
-        self.draws: dict[tuple[str, int], list[Tensor]] = {}
+        self.draws: dict[Hashable, list[Tensor]] = {}
 
     def __call__(self, term: str, shift: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return the gradient of a term, in float32, at the weights or at the weights plus `shift`."""
         if shift is None:
             return self._whole(term, record=term not in self.losses)
         self.task.step_means.clear()  # of other weights
-        before = [w.detach().clone() for w in self.weights]  # adding and subtracting would not give the same bits back
-        with torch.no_grad():
-            for weight, by in zip(self.weights, shift, strict=True):
-                weight.add_(by.to(weight.dtype))
         try:
-            return self._whole(term, record=False)
+            with shifted(self.weights, shift):
+                return self._whole(term, record=False)
         finally:
-            with torch.no_grad():
-                for weight, value in zip(self.weights, before, strict=True):
-                    weight.copy_(value)
             self.task.step_means.clear()
 
     def rows(self, term: str) -> list[Tensor]:
@@ -158,7 +142,7 @@ class StepGradients:
         """Return this process' part. `autograd.grad` leaves `.grad` and with it the data-parallel hooks alone."""
         out = [torch.zeros_like(w, dtype=torch.float32) for w in self.weights]
         for k, micro in enumerate(micros, first):
-            with self._same_dropout(term, k):
+            with same_draws(self.draws, (term, k), self.weights[0].device):
                 part = self.task.term(self.run.answer_model, micro, term)
             if record:
                 self.losses[term] = self.losses.get(term, torch.zeros_like(part)) + part.detach()
@@ -168,24 +152,6 @@ class StepGradients:
                     out[i] += grad
                     self.used[i] = True
         return out
-
-    @contextmanager
-    def _same_dropout(self, term: str, k: int) -> Iterator[None]:
-        """Draw for a batch what was drawn for it before in this step: differences between two looks at one gradient
-        would else be those of two dropout masks.
-        """
-        device = self.weights[0].device
-        cuda = [device] if device.type == "cuda" else []
-        if (term, k) not in self.draws:
-            self.draws[term, k] = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda)]
-            yield
-            return
-        with torch.random.fork_rng(devices=cuda):
-            cpu, *others = self.draws[term, k]
-            torch.set_rng_state(cpu)
-            for where, state in zip(cuda, others, strict=True):
-                torch.cuda.set_rng_state(state, where)
-            yield
 
     def _items(self, micro: dict[str, Part], term: str) -> list[dict[str, Part]]:
         """Divide a micro-batch into its items; their shares of the step's mean stay what they were."""

@@ -21,9 +21,10 @@ from llm_unlearn.models.pretrained import (
     load_tokenizer,
     locate,
     read_origin,
+    skeleton,
     split_reference,
 )
-from llm_unlearn.models.tiny import TinyConfig
+from llm_unlearn.models.tiny import SIZES, TinyConfig
 from llm_unlearn.train.snapshot import copy_model, save_model
 
 ORIGIN = {"kind": "grok", "step": 7}
@@ -303,3 +304,17 @@ def test_a_model_to_start_from_wins_over_the_size(saved, tiny_lm, tiny_tokenizer
 def test_impossible_shapes(config, match, tiny_tokenizer):
     with pytest.raises(UserError, match=match):
         build_model(config, tiny_tokenizer, 0)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_alpha_scales_every_initial_weight_once(tiny_tokenizer, tie):
+    shape = SIZES["nano"].model_copy(update={"tie": tie})
+    plain, scaled = (build_model(ModelConfig(shape=shape, alpha=a), tiny_tokenizer, 0) for a in (1.0, 8.0))
+    for (name, a), b in zip(plain.named_parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(8 * a, b, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("build", [lambda c, t: build_model(c, t, 0), skeleton])
+def test_alpha_on_pretrained_weights_is_refused(build, tiny_tokenizer):
+    with pytest.raises(UserError, match="model.alpha has no effect on the pretrained weights of some/model; remove it"):
+        build(ModelConfig(name="some/model", alpha=2.0), tiny_tokenizer)

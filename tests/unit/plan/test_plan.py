@@ -14,11 +14,12 @@ from llm_unlearn.data.source import make_tokenizer, open_corpus
 from llm_unlearn.data.splits import draw_request, training_rows
 from llm_unlearn.data.tokenise import encode_rows
 from llm_unlearn.errors import UserError
+from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.models.pretrained import ModelConfig, build_model, skeleton
 from llm_unlearn.plan.memory import ENGINES
 from llm_unlearn.plan.table import make_plan
-from llm_unlearn.plan.workload import read_recipe, workload
+from llm_unlearn.plan.workload import RECIPES, read_recipe, workload
 from llm_unlearn.seeding import derive
 from llm_unlearn.train.finetune import FinetuneConfig, finetune
 from llm_unlearn.train.tasks import FitTask, Place
@@ -108,6 +109,26 @@ def test_every_method_is_planned_or_refused(start, name):
     assert plan["tokens"]["step_padded"] >= plan["tokens"]["step"] > 0
     assert parts["step"] > parts["weights"] + parts["optimizer"]
     assert (parts["ready"] > 0) == (name in ("whp", "salun"))
+
+
+@pytest.mark.parametrize(
+    ("optim", "copies"), [({}, 2), ({"optimizer": "sgd"}, 1), ({"optimizer": "sgd", "momentum": 0.0}, 0)]
+)
+@pytest.mark.parametrize("recipe", ["grok", "unlearn"])
+def test_the_optimizer_remembers_what_it_does(start, recipe, optim, copies):
+    values = {**TOY, "optim": optim} if recipe == "grok" else {"model": start, "optim": optim}
+    parts = make_plan(recipe, build_config(RECIPES[recipe], values))["memory"]["one"]
+    assert parts["optimizer"] == copies * parts["weights"]
+
+
+def test_sam_looks_twice_and_needs_whole_gradients():
+    plain, sharp = (make_plan("grok", build_config(GrokConfig, {**TOY, "sam": sam}), 2) for sam in (None, {}))
+    assert sharp["memory"].keys() == {"one", "ddp"}
+    assert sharp["operations"]["step"] == 2 * plain["operations"]["step"]
+    assert sharp["tokens"]["step_padded"] == 2 * plain["tokens"]["step_padded"]
+    # at the shifted weights: gradient so far, the one at the weights, the shift, and the weights as they were
+    parts = sharp["memory"]["one"]
+    assert parts["gradients"] + parts["activations"] >= 4 * parts["weights"]
 
 
 def test_alternates_that_are_not_written_yet_are_refused(start):

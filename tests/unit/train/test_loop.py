@@ -18,7 +18,8 @@ from llm_unlearn.models.causal import AnswerModel
 from llm_unlearn.models.lora import LoraConfig, add_lora
 from llm_unlearn.train.checkpoint import newest_valid
 from llm_unlearn.train.config import LoopConfig, OptimConfig
-from llm_unlearn.train.loop import make_accelerator, make_optimizer, train
+from llm_unlearn.train.loop import make_accelerator, train
+from llm_unlearn.train.optimizer import make_optimizer
 from llm_unlearn.train.resume import resume_root
 from llm_unlearn.train.tasks import FitTask, Place, n_micro_batches
 from llm_unlearn.unlearn.alternates import Alternates
