@@ -137,7 +137,7 @@ class _Job:
 
 def _train(job: _Job) -> tuple[Run, Meter, dict[str, Any]]:
     """Minimise the method's loss."""
-    config, model, items = job.config, job.model, job.items
+    config, model, items, level = job.config, job.model, job.items, job.watch.level
     wrapper, batch_size = choose_wrapper(config.method), config.loop.batch_size
     objective = make_objective(
         config.method,
@@ -146,7 +146,7 @@ def _train(job: _Job) -> tuple[Run, Meter, dict[str, Any]]:
         derive(config.seed, "control"),
         batch_size,
         updates=config.loop.max_steps,
-        unseen_logp=job.watch.level.logp,
+        unseen_logp=level.logp if level.unseen_logp is None else level.unseen_logp,
     )
     draws = (items, batch_size, derive(config.seed, "order"), job.place, job.pad_id)
     task = UnlearnTask(objective, *draws) if wrapper is None else WrappedTask(objective, wrapper, *draws)

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_unlearn.data.batches import collate
 from llm_unlearn.data.images import Picture
@@ -17,6 +15,9 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.methods.edits import fisher, ssd
 from llm_unlearn.methods.needs import needs_text
 from llm_unlearn.methods.table import METHODS
+from llm_unlearn.models.causal import answer_model
+from llm_unlearn.models.image_model import build_classifier
+from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.train.tasks import Place
 from llm_unlearn.unlearn.alternates import Alternates
 from llm_unlearn.unlearn.config import MethodConfig
@@ -25,55 +26,13 @@ from llm_unlearn.unlearn.importance import mean_gradient, mean_squared_gradients
 from llm_unlearn.unlearn.objective import Items, UnlearnTask, make_objective
 from llm_unlearn.unlearn.reference import UntrainedModel
 
-CLASSES, SIDE, WIDTHS = 5, 4, (6, 9, 7)
+CLASSES, SIDE = 5, 4
 ALONE: Any = SimpleNamespace(num_processes=1, process_index=0)
-
-
-class NetConfig(PretrainedConfig):
-    model_type = "test_net"
-    num_hidden_layers = len(WIDTHS)
-
-
-class Net(PreTrainedModel):
-    """Three layers of different widths and a head: no language model, no hidden_size."""
-
-    config_class = NetConfig
-
-    def __init__(self, config: NetConfig) -> None:
-        super().__init__(config)
-        sizes = (SIDE * SIDE, *WIDTHS)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, WIDTHS, strict=False))
-        self.head = nn.Linear(WIDTHS[-1], CLASSES)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.5)
-            nn.init.zeros_(module.bias)
-
-
-class NetModel(nn.Module):
-    """What AnswerModel is to a language model."""
-
-    plain_head = False
-
-    def __init__(self, lm: Net) -> None:
-        super().__init__()
-        self.lm = lm
-
-    def forward(self, inputs_BCHW, index_N, layer=None):
-        h = inputs_BCHW.flatten(1)
-        for i, block in enumerate(self.lm.layers):
-            h = block(h).relu()
-            if i == layer:
-                return h[index_N]
-        return self.lm.head(h)[index_N]
 
 
 @pytest.fixture
 def model() -> Any:
-    torch.manual_seed(0)
-    return NetModel(Net(NetConfig()))
+    return answer_model(build_classifier(NetConfig(arch="cnn"), (1, SIDE, SIDE), CLASSES, 0))
 
 
 @pytest.fixture
@@ -108,7 +67,7 @@ def test_a_loss_of_pictures_trains_the_net(model, pictures, name):
 
 
 def test_methods_of_hidden_states_take_the_width_of_their_layer(model, pictures):
-    for layer, width in enumerate(WIDTHS[:-1]):
+    for layer, width in enumerate(model.lm.config.hidden_sizes[:-1]):
         config = MethodConfig(name="rmu", layer=layer)
         assert make_objective(config, model, pictures, 0).control_H.shape == (width,)
 
