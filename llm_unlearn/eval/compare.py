@@ -312,13 +312,15 @@ def contrasts_between(
 
 def paired_numbers(
     outcomes: Sequence[Outcome], method: str, group: str, baseline: str, name: str
-) -> tuple[np.ndarray, float]:
-    """Return (n, 2) values of a measure, group and baseline, of the seeds both checkpoints have under a method, and the
-    step of the grid they lie on; no row where there is no contrast, see `compare`.
+) -> tuple[dict[int, tuple[float, float]], float]:
+    """Return seed -> values of a measure at two checkpoints under a method, and the step of the grid they lie on; empty
+    where `compare` would make no contrast.
     """
     table = _table([o for o in outcomes if o.method == method and o.checkpoint in (group, baseline)], "checkpoint")
     a, b = table.get((method, group), {}), table.get((method, baseline), {})
-    return np.array(_pairs(a, b, name), dtype=np.float64).reshape(-1, 2), _resolution(a, name)
+    both = {seed: (a[seed].number(name), b[seed].number(name)) for seed in sorted(a.keys() & b.keys())}
+    seeds = [seed for seed, values in both.items() if None not in values]
+    return dict(zip(seeds, _pairs(a, b, name), strict=False)), _resolution(a, name)
 
 
 def _table(outcomes: Sequence[Outcome], by: str) -> dict[tuple[str, str], dict[int, Outcome]]:

@@ -161,11 +161,12 @@ def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | 
 
 
 def _combine(metric: Metric, _entry: Entry, source: Source, reference: Source | None, _n_boot: int) -> Line:
-    parts = {part: _part(*part.split("/"), source, reference) for part in metric.of}
+    parts = {part: _part(part, source, reference) for part in metric.of}
     return {"value": metric.fn(parts), "n": len(parts)}
 
 
-def _part(split: str, name: str, source: Source, reference: Source | None) -> float:
+def _part(part: str, source: Source, reference: Source | None) -> float:
+    split, _, name = part.partition("/")
     metric = METRICS[name]
     if metric.kind != "versus":
         return mean_of_items(source.items(name, split))

@@ -48,8 +48,8 @@ def derive(name: str, lines: Lines, who: str = "value") -> Score:
 
 
 def _accuracies(lines: Lines, who: str) -> Accuracies:
-    found = {name: (lines.get(name) or {}).get(who) for name in READ}
-    if missing := [name for name, value in found.items() if value is None]:
+    found: dict[str, Any] = {name: (lines.get(name) or {}).get(who) for name in READ}
+    if missing := [name for name in READ if found[name] is None]:
         words = {"value": "the model's", "gold": "gold's", "start": "the start model's"}
         raise ValueError(f"needs {words[who]} {', '.join(missing)}")
     return Accuracies(*(float(found[name]) for name in READ))

@@ -119,12 +119,14 @@ def restricted_difference(a: Sequence[Time], b: Sequence[Time], resolution: floa
 
 def log_rank(a: Sequence[Time], b: Sequence[Time]) -> float:
     """Return the two-sided p-value of the log-rank test (Mantel 1966) that two sets of runs take equally long. It does
-    not know which runs share a seed, and is a large-sample test: a second opinion at best; NaN where nobody got there.
+    not know which runs share a seed, and is a large-sample test: a second opinion at best; NaN where nobody got there,
+    or all did at once.
     """
     if not any(t.reached for t in (*a, *b)):
         return float("nan")
     last = max(t.at for t in (*a, *b)) + 1
-    return float(logrank(*(_censored(side, last) for side in (a, b))).pvalue)
+    with np.errstate(invalid="ignore"):  # no spread: 0 / 0
+        return float(logrank(_censored(a, last), _censored(b, last)).pvalue)
 
 
 def _censored(times: Sequence[Time], last: float) -> CensoredData:

@@ -178,14 +178,20 @@ def test_a_deviation_and_a_ratio_of_variances_by_hand():
     there, back = variance_ratio(x, other), variance_ratio(other, x)
     assert (back.mean, back.lo, back.hi, back.p) == pytest.approx((1 / there.mean, 1 / there.hi, 1 / there.lo, there.p))
     assert variance_ratio(x, x[::-1]).mean == pytest.approx(1)
+    both = variance_ratio(np.stack([x, 2 * x], 1), np.stack([other, other], 1))
+    assert both.mean == pytest.approx(2 * there.mean), "geometric mean of r and 4 r"
+    assert (both.lo, both.hi, both.p < there.p) == (pytest.approx(2 * there.lo), pytest.approx(2 * there.hi), True)
 
 
 def test_spread_below_the_grid_is_the_grids():
     same = [1.0, 1.0, 1.0, 1.0]
     found = deviation_interval(same, resolution=0.1)
     assert (found.mean, found.lo, found.hi) == pytest.approx((0.1 / np.sqrt(12),) * 3)
-    assert variance_ratio(same, same, resolution=0.1).mean == 1
-    assert variance_ratio(same, same, resolution=0.1).p == 1
+    wide = [1.0, 3.0, 2.0, 5.0]
+    assert variance_ratio(wide, same, resolution=0.1).mean == pytest.approx(np.var(wide, ddof=1) / (0.01 / 12) + 1)
+    assert variance_ratio(wide, wide, resolution=0.1).p == 1
+    with pytest.raises(ValueError, match="neither side varies"):
+        variance_ratio(same, [1.0, 1.1, 1.0, 1.1], resolution=0.1)
     for call in (lambda: deviation_interval(same), lambda: variance_ratio([1, 2, 3, 4], same)):
         with pytest.raises(ValueError, match="say on which grid"):
             call()
@@ -224,3 +230,16 @@ def test_intervals_of_spread_cover_at_five_seeds(draw, sd, least):
     assert least[0] <= np.mean(ones) <= 0.98
     assert least[1] <= np.mean(ratios) <= 0.98
     assert all(levels)
+
+
+@pytest.mark.parametrize("sd", [0.5, 1.0, 2.0])
+def test_equal_spreads_on_a_grid_are_seldom_told_apart(sd):
+    rng, runs = np.random.default_rng(4), 600
+    told = 0
+    for _ in range(runs):
+        a, b = np.round(rng.uniform(-0.5, 0.5, (2, 1)) + sd * rng.normal(size=(2, 5)))
+        try:
+            told += variance_ratio(a, b, resolution=1.0).p <= 0.05
+        except ValueError:
+            continue  # below the grid nothing is said
+    assert told / runs <= 0.08

@@ -348,6 +348,8 @@ def test_contrasts_of_given_pairs_are_corrected_together():
     ps = [c.p for c in found]
     assert min(c.p_holm for c in found) == pytest.approx(2 * min(ps))
     numbers, step = paired_numbers(runs, "npo", "grok", "easy", "forget_acc")
-    assert numbers.tolist() == [[0.4, 0.3], [0.3, 0.3], [0.5, 0.4]]
+    assert numbers == {0: (0.4, 0.3), 1: (0.3, 0.3), 2: (0.5, 0.4)}
     assert step == 1 / N_ROWS
-    assert paired_numbers(runs, "npo", "grok", "sam", "forget_acc")[0].shape == (0, 2)
+    assert paired_numbers(runs, "npo", "grok", "sam", "forget_acc")[0] == {}
+    broken = [run("npo", k, s, retain_acc=0.01) for k in ("grok", "easy") for s in range(3)]
+    assert paired_numbers(broken, "npo", "grok", "easy", "forget_acc")[0] == {}

@@ -62,6 +62,7 @@ def test_log_rank_tells_far_apart_from_alike():
     assert log_rank(got(1, 2, 3, 4, 5), [*got(20, 30), *never(40, 40, 40)]) < 0.01
     assert log_rank(got(1, 2, 3), got(1, 2, 3)) == pytest.approx(1)
     assert np.isnan(log_rank(never(3, 3), never(3, 3)))
+    assert np.isnan(log_rank(got(3, 3), got(3, 3)))
 
 
 def test_refusals():
