@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,7 @@ class Entry(Config):
     metric: str = Field(description="Name in the table of metrics.")
     split: str = Field(default="", description="Split whose records it reads; a metric of named parts needs none.")
     against: str = Field(default="", description="For an attack: the split of items no model was trained on.")
+    optional: bool = Field(default=False, description="Leave it out where the data has no such split.")
 
 
 class Generation(Config):
@@ -57,9 +59,20 @@ class Suite:
         """Identity: the file's content and the version of every metric it names or computes one from."""
         used = {name for entry in self.config.metrics.values() for name in _with_parts(entry.metric)}
         content = self.config.model_dump(exclude={"data"})  # what is read has an identity of its own
+        for entry in content["metrics"].values():
+            del entry["optional"]
         if not content["generation"]:
             del content["generation"]  # suites from before it was known keep their results
         return digest({"suite": content, "metrics": {name: METRICS[name].version for name in used}})
+
+    def on(self, splits: Collection[str]) -> Suite:
+        """Return the suite without what is optional and reads a split that is none of these."""
+        kept = {
+            name: entry
+            for name, entry in self.config.metrics.items()
+            if not entry.optional or {entry.split, entry.against} - {""} <= set(splits)
+        }
+        return Suite(self.config.model_copy(update={"metrics": kept}))
 
     def splits(self) -> dict[str, frozenset[str]]:
         """Return what has to be scored: split -> subset of {"perturbed", "generation"} beyond the plain answers."""

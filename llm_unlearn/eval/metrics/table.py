@@ -216,9 +216,11 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
 def direction_on(name: str, split: str) -> Direction:
-    """How to read metric `name` on `split`: item scores on what was to be forgotten are best nearest to gold's."""
+    """How to read metric `name` on `split`: item scores on what was to be forgotten, or is like it and was never
+    trained on, are best nearest to gold's.
+    """
     metric = METRICS[name]
-    return "gold" if metric.kind == "item" and split.startswith("forget") else metric.direction
+    return "gold" if metric.kind == "item" and split.startswith(("forget", "holdout")) else metric.direction
 
 
 def markdown_table() -> str:

@@ -101,3 +101,13 @@ def test_the_digest_follows_the_file(tmp_path):
     one = load_suite(written(tmp_path, "{a: {metric: probability, split: forget}}")).digest
     assert load_suite(written(tmp_path, "{a: {metric: probability, split: forget}}")).digest == one
     assert load_suite(written(tmp_path, "{a: {metric: probability, split: retain}}")).digest != one
+
+
+def test_an_optional_metric_is_left_out_where_its_split_is_not():
+    suite = load_suite("vision")
+    with_it, without = suite.on(suite.splits()), suite.on(suite.splits().keys() - {"bystander"})
+    assert with_it.digest == suite.digest
+    assert suite.config.metrics.keys() - without.config.metrics.keys() == {"bystander_acc"}
+    assert "bystander" not in without.splits()
+    assert without.digest != suite.digest
+    assert suite.on(()).config.metrics.keys() == without.config.metrics.keys(), "what is not optional stays"
