@@ -207,9 +207,9 @@ def _format(model: str, origin: dict[str, Any], of_suite: str) -> Any:
 def _facts(model: str, origin: dict[str, Any]) -> dict[str, Any]:
     from llm_unlearn.files import read_json
     from llm_unlearn.models.pretrained import locate, read_origin
-    from llm_unlearn.unlearn.facts import comparison_facts
+    from llm_unlearn.unlearn.facts import comparison_facts, study_facts
 
     done = Path(locate(model)).parent / "run.json"
     if origin.get("kind") != "unlearned" or not done.exists():
         return {}
-    return comparison_facts(read_json(done), read_origin(origin["start"]))
+    return {**comparison_facts(read_json(done), read_origin(origin["start"])), **study_facts(done.parent)}
