@@ -25,8 +25,7 @@ class WatchConfig(Config):
         default=1000, ge=10, description="Most items of a split that an evaluation reads; the draw is fixed."
     )
     until: Literal["post", "grok", "fit", "max_steps"] = Field(
-        default="post",
-        description="Checkpoint kind after which training ends; max_steps: none, and the end is kept as `last`.",
+        default="post", description="Checkpoint kind after which training ends."
     )
 
 

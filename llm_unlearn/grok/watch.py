@@ -49,8 +49,7 @@ class Probe:
 
 
 class GrokWatch:
-    """Evaluates at log-spaced steps and ends the run after the kind asked for. A run of a fixed number of steps
-    publishes its end as `last`.
+    """Evaluates at log-spaced steps and ends the run after the kind asked for.
 
     `probes["train"]` and `probes["held_out"]` make the detector's curve; further probes are logged. Weights of the
     evaluations that may still become a kind lie in `snapshots/` (a handful at any time); a decided kind becomes a
@@ -93,9 +92,6 @@ class GrokWatch:
             save_model(step_dir(self.snapshots, run.step), run.lm, self.tokenizer, {"step": run.step})
             rotate(self.snapshots, needed_snapshots(self.curve, self.thresholds))
             self._publish(kinds(report), final=report.stable_at is not None)
-            if self.config.until == "max_steps" and run.step == max(self.due):
-                last = {**self.origin, "kind": "last", "step": run.step}
-                save_model(self.out / "last", run.lm, self.tokenizer, last)
         run.accelerator.wait_for_everyone()
         if self.config.until != "max_steps" and self.config.until in kinds(report):
             run.stop_reason = f"reached {self.config.until}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from llm_unlearn.eval.compare import COLLAPSED_BELOW, Comparison, Contrast, Outcome, Summary, summarise
+from llm_unlearn.grok.detector import KINDS
+from llm_unlearn.report.design import primary, starts
+from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.text import DASH, count, counted, mean, number, p_value
 
 Beside = Literal["gold", "start"]
-RowKind = Literal["start", "gold", "method", "collapsed", "section"]
 ALPHA = 0.05
 MIN_SEEDS = 3  # for a paired difference, as in llm_unlearn.stats
 
@@ -40,35 +41,25 @@ CONTRASTED = {
 KIND_WORDS = {
     "early": "lowest held-out loss",
     "fit": "memorised",
+    "fit_scaled": "memorised, the logits as wide as at grok",
     "grok": "grokked",
     "post": "twice the steps to grokking",
+    "easy": "control: generalises without delay",
+    "sam": "control: flat minimum",
+    "spline": "control: few linear regions, not grokked",
+    "twin": "control: cannot generalise",
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a grid; `kind` says how it may be styled. A section row has one cell."""
-
-    cells: tuple[str, ...]
-    kind: RowKind = "method"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of text with what is to be said below it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-
 def grids(comparison: Comparison) -> list[Grid]:
-    """Return every grid of a comparison: overview, one per group, how the runs ended and what they took if they say so,
-    and the contrasts if there are enough seeds.
+    """Return every grid of a comparison: overview, the primary contrast if one was declared, the start models if the
+    runs tell of them, one per group, how the runs ended and what they took if they say so, and the contrasts if there
+    are enough seeds.
     """
     tables = [
         overview(comparison),
+        *primary(comparison),
+        *starts(comparison, axes(comparison)[1]),
         *(detail(comparison, group) for group in comparison.groups),
         *ends(comparison),
     ]
@@ -96,7 +87,7 @@ def same_model_notes(comparison: Comparison) -> list[str]:
     """Return a line for checkpoints that were the same step of training in some seeds: one model counted twice."""
     kinds: dict[tuple[int, int], set[str]] = {}
     for o in comparison.outcomes:
-        if o.start_step is not None:
+        if o.start_step is not None and o.checkpoint in KINDS:  # the others are weights of their own at any step
             kinds.setdefault((o.seed, o.start_step), set()).add(o.checkpoint)
     seeds: dict[str, list[int]] = {}
     for (seed, _), same in sorted(kinds.items()):
@@ -242,7 +233,8 @@ def contrasts(comparison: Comparison) -> Grid:
     )
     first = "method" if comparison.by == "checkpoint" else "checkpoint"
     columns = (first, *(f"{g} minus {baseline}" for g in groups))
-    return Grid(f"Paired differences against {baseline}", columns, tuple(rows), notes)
+    explored = "" if comparison.primary is None else ", exploratory"
+    return Grid(f"Paired differences against {baseline}{explored}", columns, tuple(rows), notes)
 
 
 def ends(comparison: Comparison) -> list[Grid]:

@@ -107,10 +107,6 @@ def check_arms(config: StudyConfig, suite: Suite) -> None:
         _check_names(part.methods, config.methods, f"{where}methods", "method")
         _check_names(part.scenarios, config.scenarios, f"{where}{grid}scenarios", "scenario")
         _once(part.seeds, f"{where}seeds")
-    listed = tuple(dict.fromkeys(w.checkpoint for w in wanted(config)))
-    for name in (name for name in listed if name in config.controls):
-        if (match := config.controls[name].match) is not None:
-            _check_names((match,), [k for k in listed if k != name], f"controls.{name}.match", "checkpoint")
     if config.primary is not None:
         _check_primary(config, config.primary, suite)
 
@@ -119,6 +115,9 @@ def _check_control(config: StudyConfig, name: str, control: Control) -> None:
     where = f"controls.{name}"
     if name in RESERVED:
         raise UserError(f"{where}: '{name}' has a meaning of its own; choose another name")
+    if control.match is not None:
+        others = [other for other in (*MAIN, *config.controls) if other != name]
+        _check_names((control.match,), others, f"{where}.match", "checkpoint")
     data = control.changes.get("data")
     fixed = [key for key in SET_PER_CELL if key in control.changes]
     if fixed or (isinstance(data, dict) and "seed" in data):

@@ -88,8 +88,9 @@ def _told(config: StudyConfig) -> dict[str, Any]:
 
 def check_study(config: StudyConfig) -> None:
     """Refuse what no cell could run with. Raises UserError."""
-    for arm in arms_of(config):
-        _check_training(build_config(GrokConfig, training_of(config, arm), f"study {arm or 'grok'}"))
+    _check_training(config.grok)
+    for arm in filter(None, arms_of(config)):
+        _check_training(build_config(GrokConfig, training_of(config, arm), f"controls.{arm}.changes"))
     known_method(config.unlearn.method.name, "unlearn.method.name")
     for section, names in (
         ("methods", config.methods),
