@@ -124,7 +124,7 @@ def detectable_effect(spread: float, n: int, alpha: float = 0.05, power: float =
     """
     if n < 2 or not (spread >= 0 and np.isfinite(spread)) or not 0 < alpha < power < 1:
         raise ValueError(
-            f"detectable_effect: want spread >= 0, n >= 2 and 0 < alpha < power < 1, got {spread}, {n}, {alpha}, {power}"
+            f"detectable_effect: want spread >= 0, n >= 2, 0 < alpha < power < 1, got {spread}, {n}, {alpha}, {power}"
         )
     # the other tail adds less than alpha / 2 to the power, and 1e-6 of it at usual values
     shift = float(nctdtrinc(n - 1, 1 - power, stdtrit(n - 1, 1 - alpha / 2)))

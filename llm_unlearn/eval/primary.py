@@ -35,7 +35,9 @@ class Primary(Config):
         gt=0,
         description="Smallest difference of interest, in the measure's unit: one surely smaller counts as equivalence.",
     )
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="Family-wise error of the tests of difference, and of those of equivalence.")
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="Family-wise error of the tests of difference, and of those of equivalence."
+    )
 
 
 @dataclass(frozen=True)

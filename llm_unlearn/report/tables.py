@@ -160,7 +160,11 @@ def _start(comparison: Comparison, checkpoint: str) -> dict[str, Any]:
     models = {o.seed: o for o in reversed(comparison.outcomes) if o.checkpoint == checkpoint}
     keys = ("seed", "start_step", "start_train_acc", "start_held_out_acc")
     told = [{key: getattr(o, key) for key in keys} for _, o in sorted(models.items())]
-    return {"checkpoint": checkpoint, "match": next((o.match for o in models.values() if o.match), None), "models": told}
+    return {
+        "checkpoint": checkpoint,
+        "match": next((o.match for o in models.values() if o.match), None),
+        "models": told,
+    }
 
 
 def show(tables: Sequence[RenderableType]) -> None:

@@ -151,10 +151,10 @@ def _check_primary(config: StudyConfig, primary: Primary, suite: Suite) -> None:
             raise UserError(f"primary.contrasts: {list(pair)} contrasts a checkpoint with itself")
         planned = [{w.seed for w in cells if (w.scenario, w.checkpoint, w.method) == (primary.scenario, k, method)}
                    for k in pair]  # fmt: skip
-        if len(planned[0] & planned[1]) < MIN_SEEDS:
+        if (common := len(planned[0] & planned[1])) < MIN_SEEDS:
             raise UserError(
-                f"primary: {method} at {pair[0]} and {pair[1]} has {len(planned[0] & planned[1])} seeds in common, and a "
-                f"paired difference needs {MIN_SEEDS}; list more seeds, or cells in extra"
+                f"primary: {method} at {pair[0]} and {pair[1]} has {common} seeds in common, and a paired difference "
+                f"needs {MIN_SEEDS}; list more seeds, or cells in extra"
             )
 
 

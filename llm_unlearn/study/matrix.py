@@ -69,7 +69,9 @@ def plan(config: StudyConfig) -> list[Cell]:
     }
     told = _told(config)
     unlearning = [
-        _study_cell(config, suite, place_of(config, w, trained[w.seed, arm_of(config, w.checkpoint)]), w.method, tuned, told)
+        _study_cell(
+            config, suite, place_of(config, w, trained[w.seed, arm_of(config, w.checkpoint)]), w.method, tuned, told
+        )
         for w in wanted(config)
     ]
     return [*(cell for model, golds in trained.values() for cell in (model, *golds.values())), *unlearning]

@@ -232,10 +232,7 @@ def choices(config: StudyConfig, cells: Sequence[Cell], store: Store) -> list[Ch
             continue
         of_method = draws.setdefault((cell.spec["checkpoint"], cell.spec["method"]), {})
         of_method.setdefault(digest(cell.spec["trial"]), (cell.spec["trial"], []))[1].append(draw_of(record["result"]))
-    return [
-        _choice(kind, name, list(draws.get((kind, name), {}).values()))
-        for kind, name in pairs_of(config)
-    ]
+    return [_choice(kind, name, list(draws.get((kind, name), {}).values())) for kind, name in pairs_of(config)]
 
 
 def _choice(kind: str, name: str, tried: Sequence[tuple[Setting, Sequence[Draw]]]) -> Choice:

@@ -102,7 +102,9 @@ def test_equivalence_refusals(bound, alpha, said):
         equivalence(A, B, bound, alpha)
 
 
-@pytest.mark.parametrize(("n", "alpha", "power"), [(3, 0.05, 0.8), (5, 0.05 / 6, 0.8), (10, 0.05, 0.9), (40, 0.01, 0.8)])
+@pytest.mark.parametrize(
+    ("n", "alpha", "power"), [(3, 0.05, 0.8), (5, 0.05 / 6, 0.8), (10, 0.05, 0.9), (40, 0.01, 0.8)]
+)
 def test_a_detectable_effect_is_found_with_its_power(n, alpha, power):
     effect = detectable_effect(2.0, n, alpha, power)
     shift, critical = effect / 2.0 * np.sqrt(n), scipy_stats.t.ppf(1 - alpha / 2, n - 1)

@@ -27,7 +27,12 @@ BASE: dict[str, Any] = {
     "grok": {"data": {"preset": "world12"}, "scenario": {"size": 2}, "optim": {"lr": 5e-4}},
 }
 SCENARIOS = {"author": {"kind": "author", "size": 2}, "fact": {"kind": "fact", "size": 6}}
-PRIMARY = {"measure": "forget_acc~gold", "methods": ["npo"], "contrasts": [["grok", "fit"], ["grok", "easy"]], "bound": 0.1}
+PRIMARY = {
+    "measure": "forget_acc~gold",
+    "methods": ["npo"],
+    "contrasts": [["grok", "fit"], ["grok", "easy"]],
+    "bound": 0.1,
+}
 
 
 def study(**changes: Any) -> StudyConfig:

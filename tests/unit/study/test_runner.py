@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_unlearn.cli import app
+from llm_unlearn.cli import evaluate as cli_evaluate
 from llm_unlearn.config import build_config, dump_config
 from llm_unlearn.errors import UserError
 from llm_unlearn.study import cells as cells_module
@@ -26,7 +27,7 @@ from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
-from llm_unlearn.unlearn.facts import study_facts
+from llm_unlearn.unlearn.facts import study_facts, write_study_facts
 
 
 @pytest.fixture
@@ -281,6 +282,22 @@ def test_a_control_that_never_got_to_what_it_takes_censors(study, arms):
     cell = arms["seed0 easy npo"]
     assert run_cell(study, cell) == "censored"
     assert Store(study).read(cell)["error"].endswith("controls/easy/seed0-gold never reached 'grok'")
+
+
+def test_a_run_evaluated_again_keeps_the_names_its_study_gave_it(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    (run / "final" / "config.json").write_text("{}")
+    made = {"method": "npo", "steps": 1, "kept_step": 1, "stop": "max_steps", "target": None, "cost": {}}
+    origin = {"config": {"seed": 0}, "start_kind": "grok", "request": "r", "start": "runs/gone@grok"}
+    (run / "run.json").write_text(json.dumps({**made, "origin": origin}))
+    monkeypatch.setattr("llm_unlearn.models.pretrained.read_origin", lambda _: {})
+    told = {"kind": "unlearned", "start": "runs/gone@grok"}
+    plain = cli_evaluate._facts(str(run), told)
+    assert (plain["method"], plain["checkpoint"]) == ("npo", "grok")
+    write_study_facts(run, {"method": "mine", "checkpoint": "easy", "control": True})
+    again = cli_evaluate._facts(str(run), told)
+    assert again == {**plain, "method": "mine", "checkpoint": "easy", "control": True}
 
 
 def test_the_results_of_a_cell_bear_its_names(study, arms, monkeypatch):
