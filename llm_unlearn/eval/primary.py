@@ -69,14 +69,14 @@ class PrimaryContrast:
     baseline: str
     n: int
     of: int
-    mean: float | None
-    lo: float | None
-    hi: float | None
-    p_holm: float | None
-    p_equivalence: float | None
-    detectable: float | None
-    verdict: Verdict
-    why: str
+    mean: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    p_holm: float | None = None
+    p_equivalence: float | None = None
+    detectable: float | None = None
+    verdict: Verdict = "not testable"
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ def judge(primary: Primary, paired: Callable[[str, str, str], Paired]) -> Primar
     out = []
     for i, (member, d, t) in enumerate(zip(family, data, tested, strict=True)):
         if t is None:
-            out.append(PrimaryContrast(*member, len(d.a), d.of, *[None] * 6, "not testable", d.why))
+            out.append(PrimaryContrast(*member, len(d.a), d.of, why=d.why))
             continue
         found = detectable_effect(paired_spread(d.a, d.b, d.resolution), t.n, primary.alpha / len(family), POWER)
         p, q = float(p_holm[i]), float(p_equal[i])
         verdict = "differs" if p <= primary.alpha else "equivalent" if q <= primary.alpha else "cannot tell"
-        out.append(PrimaryContrast(*member, t.n, d.of, t.mean, t.lo, t.hi, p, q, found, verdict, ""))
+        out.append(PrimaryContrast(*member, t.n, d.of, t.mean, t.lo, t.hi, p, q, found, verdict))
     return PrimaryResult(primary, tuple(out))
 
 

@@ -70,7 +70,11 @@ def seeds_note(comparison: Comparison) -> str:
     """Return what the number of seeds allows to say."""
     n = len(comparison.seeds)
     if n >= MIN_SEEDS and comparison.contrasts:
-        return f"Means over {counted(n, 'seed')}; ± gives half of the 95 % interval (Student t)."
+        methods, checkpoints = axes(comparison)
+        counts = {len(runs) for m in methods for k in checkpoints if (runs := runs_of(comparison, m, k))}
+        some = f"{min(counts)} to {max(counts)} seeds, not all in every cell"
+        seeds = counted(n, "seed") if len(counts) == 1 else some
+        return f"Means over {seeds}; ± gives half of the 95 % interval (Student t)."
     if n >= MIN_SEEDS:
         return (
             f"No group has {MIN_SEEDS} seeds in common with the baseline and no collapsed run among them, so no paired "

@@ -9,7 +9,7 @@ from llm_unlearn.report.answers import pick_run
 from llm_unlearn.report.collect import GrokRun, ReportData, missing_kinds, paired
 from llm_unlearn.report.design import digits_for, judged
 from llm_unlearn.report.grids import ALPHA, MIN_SEEDS
-from llm_unlearn.report.text import counted, listed, p_value
+from llm_unlearn.report.text import counted, listed, number, p_value
 
 JUDGED = {
     "forget_acc~gold": "the gap to gold on forgotten questions",
@@ -95,9 +95,10 @@ def _primary(c: Comparison) -> list[str]:
         return []
     if result.problem:
         return [f"The primary contrast ({result.declared.measure}) is not judged: {result.problem}."]
+    digits = digits_for(result.declared.bound)
     told = "; ".join(
         f"{x.group} against {x.baseline} with {x.method}: {judged(result, x)}"
-        + ("" if x.mean is None else f" ({x.mean:+.{digits_for(result.declared.bound)}f})")
+        + ("" if x.mean is None else f" ({x.mean:+.{digits}f}; detectable {number(x.detectable, digits)})")
         for x in result.contrasts
     )
     return [f"Primary contrast, declared beforehand, {result.declared.measure}: {told}."]

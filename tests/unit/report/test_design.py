@@ -58,10 +58,19 @@ def test_the_primary_contrast_has_a_table_of_its_own_and_the_rest_is_exploratory
     assert "Everything else is exploratory." in part
     assert "### Paired differences against fit, exploratory" in text
     told = " ".join(verdict(data(arms)))
-    assert "Primary contrast, declared beforehand, forget_acc~gold: grok against fit with npo: differs (-0.15);" in told
+    assert (
+        "Primary contrast, declared beforehand, forget_acc~gold: grok against fit with npo: differs (-0.15; detectable 0.09);"
+        in told
+    )
     assert "Exploratory: From grok rather than fit" in told
     plain = [replace(o, primary=None) for o in arms]
     assert "xploratory" not in markdown(compare(plain)) + " ".join(verdict(data(plain)))
+
+
+def test_cells_of_different_seeds_are_no_means_over_all_of_them(arms):
+    assert "Means over 3 seeds;" in markdown(compare(arms))
+    fewer = [o for o in arms if (o.method, o.seed) != ("ga", 2)]
+    assert "Means over 2 to 3 seeds, not all in every cell;" in markdown(compare(fewer))
 
 
 def test_what_could_not_be_judged_is_said(arms):
