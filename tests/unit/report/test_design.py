@@ -58,10 +58,8 @@ def test_the_primary_contrast_has_a_table_of_its_own_and_the_rest_is_exploratory
     assert "Everything else is exploratory." in part
     assert "### Paired differences against fit, exploratory" in text
     told = " ".join(verdict(data(arms)))
-    assert (
-        "Primary contrast, declared beforehand, forget_acc~gold: grok against fit with npo: differs (-0.15; detectable 0.09);"
-        in told
-    )
+    assert "Primary contrast, declared beforehand, forget_acc~gold: grok against fit with npo: differs (-0.15;" in told
+    assert "detectable 0.09)" in told
     assert "Exploratory: From grok rather than fit" in told
     plain = [replace(o, primary=None) for o in arms]
     assert "xploratory" not in markdown(compare(plain)) + " ".join(verdict(data(plain)))
