@@ -97,7 +97,9 @@ def _place(cls: type[BaseModel] | None, data: Any, item: Any) -> Place:
             skip_tag = False
             continue
         field = cls.model_fields.get(str(part)) if cls is not None else None
-        inside = (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int))
+        inside = (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        )
         if not inside and not (i == len(loc) - 1 and item["type"] == "missing"):
             continue
         out.append(part)

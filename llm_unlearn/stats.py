@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +65,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolutio
     Raises:
         ValueError: fewer than 3 pairs, unequal lengths, not finite, or level outside (0, 1).
     """
-    a, b = _finite(a, "paired_difference"), _finite(b, "paired_difference")
-    if len(a) != len(b):
-        raise ValueError(f"paired_difference: needs pairs, got {len(a)} and {len(b)} values; match them by seed")
-    if len(a) < 3:
-        raise ValueError(f"paired_difference: at least 3 seeds needed, got {len(a)}; run more seeds")
     _check_level(level)
-    n, mean, spread = len(a), float((a - b).mean()), float((a - b).std(ddof=1))
-    if spread <= 1e-12 * max(1.0, float(np.abs(a).max()), float(np.abs(b).max())):
-        spread = 0.0  # what is left when equal differences are subtracted is rounding
-    spread = max(spread, resolution * float(np.sqrt(2 / 12)))
-    error = spread / np.sqrt(n)
+    n, mean, error = _paired(a, b, resolution, "paired_difference")
     half = float(stdtrit(n - 1, (1 + level) / 2) * error)
     p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else 1.0 if mean == 0 else 2.0 ** (1 - n)
     return Difference(mean, mean - half, mean + half, n, p)
@@ -173,6 +164,65 @@ def _jackknife(pseudo: np.ndarray, level: float) -> tuple[float, float, float, f
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error
     p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return mean, mean - half, mean + half, p
+
+
+def equivalence(a: ArrayLike, b: ArrayLike, bound: float, alpha: float = 0.05, resolution: float = 0.0) -> Difference:
+    """Two one-sided paired t-tests (Schuirmann 1987, J Pharmacokinet Biopharm 15:657; for pairs Lakens 2017, Soc
+    Psychol Pers Sci 8:355): whether the mean of a - b lies within (-bound, bound).
+
+        p = max(P(T > (mean + bound) / se), P(T < (mean - bound) / se)),   T ~ t_{n-1}
+
+    A difference that is not significant is no evidence of there being none; a small p here is. The spread is floored by
+    the rounding as in `paired_difference`.
+
+    Args:
+        a, b: (n,) one number per seed, in the same order.
+        bound: the largest difference that counts as none, above 0, in the unit of the numbers; stated beforehand.
+        alpha: level of the test, in (0, .5).
+        resolution: step of the grid the numbers lie on; 0 for a continuous measure.
+
+    Returns:
+        Difference with the 1 - 2 alpha interval, which lies within the bounds exactly where p < alpha. Where all
+        differences are equal and there is no resolution, the interval has no width and p is 2^-n (within the bounds),
+        the least a one-sided sign test of n pairs can say, or 1.
+
+    Raises:
+        ValueError: fewer than 3 pairs, unequal lengths, not finite, bound not above 0, or alpha outside (0, .5).
+    """
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"equivalence: alpha must be in (0, .5), got {alpha}")
+    if not (bound > 0 and np.isfinite(bound)):
+        raise ValueError(f"equivalence: the bound must be above 0, got {bound}")
+    n, mean, error = _paired(a, b, resolution, "equivalence")
+    half = float(stdtrit(n - 1, 1 - alpha) * error)
+    room = bound - abs(mean)  # to the nearer bound, whose test has the larger p
+    p = float(stdtr(n - 1, -room / error)) if error > 0 else 2.0**-n if room > 0 else 1.0
+    return Difference(mean, mean - half, mean + half, n, p)
+
+
+def detectable_effect(spread: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest true mean difference that a two-sided paired t-test finds with the power wanted (Cohen 1988, Statistical
+    Power Analysis, 2.3; exact, by the noncentral t distribution).
+
+    Args:
+        spread: standard deviation of the differences, >= 0.
+        n: pairs, >= 2.
+        alpha: level of the test, in (0, 1).
+        power: probability of finding it, in (alpha, 1).
+
+    Returns:
+        The difference, in the unit of the spread.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    if n < 2 or not (spread >= 0 and np.isfinite(spread)) or not 0 < alpha < power < 1:
+        raise ValueError(
+            f"detectable_effect: want spread >= 0, n >= 2, 0 < alpha < power < 1, got {spread}, {n}, {alpha}, {power}"
+        )
+    # the other tail adds less than alpha / 2 to the power, and 1e-6 of it at usual values
+    shift = float(nctdtrinc(n - 1, 1 - power, stdtrit(n - 1, 1 - alpha / 2)))
+    return shift / float(np.sqrt(n)) * spread
 
 
 def cluster_bootstrap(
@@ -306,6 +356,26 @@ def holm(pvalues: ArrayLike) -> np.ndarray:
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
     return adjusted
+
+
+def paired_spread(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> float:
+    """Standard deviation of the paired differences that `paired_difference` reckons with; raises as it does."""
+    n, _, error = _paired(a, b, resolution, "paired_spread")
+    return error * float(np.sqrt(n))
+
+
+def _paired(a: ArrayLike, b: ArrayLike, resolution: float, name: str) -> tuple[int, float, float]:
+    """Return number, mean and standard error of paired differences, the spread floored by the rounding."""
+    x, y = _finite(a, name), _finite(b, name)
+    if len(x) != len(y):
+        raise ValueError(f"{name}: needs pairs, got {len(x)} and {len(y)} values; match them by seed")
+    if len(x) < 3:
+        raise ValueError(f"{name}: at least 3 seeds needed, got {len(x)}; run more seeds")
+    spread = float((x - y).std(ddof=1))
+    if spread <= 1e-12 * max(1.0, float(np.abs(x).max()), float(np.abs(y).max())):
+        spread = 0.0  # what is left when equal differences are subtracted is rounding
+    spread = max(spread, resolution * float(np.sqrt(2 / 12)))
+    return len(x), float((x - y).mean()), float(spread / np.sqrt(len(x)))
 
 
 def _finite(values: ArrayLike, name: str) -> np.ndarray:

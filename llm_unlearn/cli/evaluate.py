@@ -15,6 +15,7 @@ from llm_unlearn.log import get_logger
 log = get_logger(__name__)
 SHOWN = ("metrics", "identity", "cost", "collapse", "reference", "reference_identity", "run", "folder")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
+Scenario = Annotated[str | None, typer.Option(help="Which request, of a study of several.")]
 
 
 class Format(StrEnum):
@@ -179,14 +180,18 @@ def compare_command(
     paths: Annotated[list[Path], typer.Argument(help="Folders with evaluated runs (searched) or results.json files.")],
     by: Annotated[str, typer.Option(help="Put side by side: checkpoint or method.")] = "checkpoint",
     baseline: Annotated[str | None, typer.Option(help="Group the others are contrasted with; default fit.")] = None,
+    scenario: Scenario = None,
     as_json: Json = False,
 ) -> None:
-    """Put checkpoints side by side under the same method, scenario and seed, with paired differences."""
-    from llm_unlearn.eval.compare import compare, load_outcomes
+    """Put checkpoints side by side under the same method, scenario and seed, with paired differences; the contrast that
+    a study declared beforehand (`primary`) is judged apart from all others.
+    """
+    from llm_unlearn.eval.compare import compare, load_outcomes, of_scenario
     from llm_unlearn.report.tables import as_json as comparison_json
     from llm_unlearn.report.tables import comparison_tables, show
 
-    comparison = compare(load_outcomes(paths), by, baseline)
+    outcomes = load_outcomes(paths)
+    comparison = compare(outcomes if scenario is None else of_scenario(outcomes, scenario), by, baseline)
     if as_json:
         print_json(comparison_json(comparison))
         return
@@ -196,13 +201,14 @@ def compare_command(
 def report_command(
     paths: Annotated[list[Path], typer.Argument(help="Folders with runs or studies.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    scenario: Scenario = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: curves, comparison, answers before and after."""
     start_logging()
     from llm_unlearn.report.html import write_report
 
-    written = write_report(paths, out)
+    written = write_report(paths, out, scenario)
     if as_json:
         print_json({"report": str(written)})
         return
@@ -220,9 +226,9 @@ def _format(model: str, origin: dict[str, Any], of_suite: str) -> Any:
 def _facts(model: str, origin: dict[str, Any]) -> dict[str, Any]:
     from llm_unlearn.files import read_json
     from llm_unlearn.models.pretrained import locate, read_origin
-    from llm_unlearn.unlearn.facts import comparison_facts
+    from llm_unlearn.unlearn.facts import comparison_facts, study_facts
 
     done = Path(locate(model)).parent / "run.json"
     if origin.get("kind") != "unlearned" or not done.exists():
         return {}
-    return comparison_facts(read_json(done), read_origin(origin["start"]))
+    return {**comparison_facts(read_json(done), read_origin(origin["start"])), **study_facts(done.parent)}

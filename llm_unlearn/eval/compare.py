@@ -11,16 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llm_unlearn.errors import UserError
+from llm_unlearn.config import build_config, digest
+from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.eval.derived import DERIVED, derive
+from llm_unlearn.eval.primary import Paired, Primary, PrimaryResult, judge
 from llm_unlearn.eval.reach import Time, first_at, time_to
 from llm_unlearn.files import read_json, read_jsonl
 from llm_unlearn.models.pretrained import split_reference
 from llm_unlearn.stats import holm, mean_interval, paired_difference
 
-ORDER = ("early", "fit", "grok", "post")
 By = Literal["prob", "acc"]
 Unit = Literal["updates", "seconds", "flops"]
+MAIN = ("early", "fit", "fit_scaled", "grok", "post")
+"""Checkpoints of a run that is meant to grok. Every other name is a control: a training of its own."""
+ORDER = (*MAIN, "easy", "sam", "spline", "twin")
+"""Checkpoints as they are shown; any other name comes after these."""
 COLLAPSED_BELOW = 0.1  # retain accuracy, as a share of the start model's
 AT_TARGET = {"updates_to_target": "step", "retain_at_target": "retain_acc", "retain_inf_at_target": "retain_inf_acc"}
 UNTIL: dict[str, tuple[By, Unit]] = {
@@ -71,10 +76,20 @@ class Outcome:
     """Why unlearning ended; None where it is not known."""
     kept_faults: Sequence[str] = ()
     """What the rules of stopping found wrong with the kept step: below_floor, over_forgotten."""
-    scenario: str = ""
-    """Name of the request in a study of several."""
     architecture: str = ""
     """Name of the model's family; empty where the run does not say."""
+    start_train_acc: float | None = None
+    """Accuracy of the start model on its training questions, as its training saw it; None where that is not known."""
+    start_held_out_acc: float | None = None
+    """The same on questions it never saw."""
+    control: bool = False
+    """Whether it started from a control of a study, a training of its own."""
+    match: str | None = None
+    """Checkpoint whose accuracy a control's is meant to have."""
+    scenario: str = ""
+    """Name of the request in a study of several."""
+    primary: Mapping[str, Any] | None = None
+    """The primary contrast as it was declared when the run was made."""
 
     @property
     def collapsed(self) -> bool:
@@ -180,7 +195,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. `cells[method][group][measure]` is a Summary."""
+    """What `compare` found. `cells[method][group][measure]` is a Summary; `primary` is None where none was declared."""
 
     by: str
     methods: tuple[str, ...]
@@ -191,6 +206,7 @@ class Comparison:
     collapsed: Mapping[str, Mapping[str, int]]
     contrasts: tuple[Contrast, ...]
     outcomes: tuple[Outcome, ...]
+    primary: PrimaryResult | None = None
 
 
 def load_outcomes(paths: Sequence[Path]) -> list[Outcome]:
@@ -256,8 +272,23 @@ def _outcome(folder: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -
         signs=content.get("collapse", ()),
         stop=run.get("stop"),
         kept_faults=run.get("kept_faults", ()),
-        scenario=run.get("scenario") or "",
         architecture=run.get("architecture") or "",
+        start_train_acc=run.get("start_train_acc"),
+        start_held_out_acc=run.get("start_held_out_acc"),
+        control=bool(run.get("control")),
+        match=run.get("match"),
+        scenario=run.get("scenario") or "",
+        primary=run.get("primary"),
+    )
+
+
+def of_scenario(outcomes: Sequence[Outcome], name: str) -> list[Outcome]:
+    """Return the runs of one request of a study. Raises UserError when there is none."""
+    if found := [o for o in outcomes if o.scenario == name]:
+        return found
+    known = sorted({o.scenario for o in outcomes} - {""})
+    raise UserError(
+        f"no run of scenario '{name}'" + (suggest(name, known) if known else "; these runs are of a study of one")
     )
 
 
@@ -295,6 +326,7 @@ def compare(outcomes: Sequence[Outcome], by: str = "checkpoint", baseline: str |
         collapsed,
         tuple(contrasts),
         tuple(outcomes),
+        primary_of(outcomes),
     )
 
 
@@ -337,16 +369,61 @@ def _table(outcomes: Sequence[Outcome], by: str) -> dict[tuple[str, str], dict[i
     return table
 
 
+def primary_of(outcomes: Sequence[Outcome]) -> PrimaryResult | None:
+    """Return what came of the primary contrast that the runs were made for; None if none of the runs it is judged on is
+    here. Runs made before it was declared, or for another one, are a problem: then nothing is tested.
+    """
+    declared = {digest(o.primary): build_config(Primary, o.primary, "primary") for o in outcomes if o.primary}
+    read = {key: [o for o in outcomes if _is_read(o, primary)] for key, primary in declared.items()}
+    found = [(key, primary) for key, primary in declared.items() if read[key]]
+    if not found:
+        return None
+    key, primary = found[-1]
+    other = [o for o in read[key] if o.primary is None or digest(o.primary) != key]
+    if other or len(found) > 1:
+        n = len(other) or len(read[found[0][0]])
+        return PrimaryResult(primary, (), f"{n} of its runs were made before it was declared, or for another one")
+    places: dict[tuple[str, str], dict[int, Outcome]] = {}
+    for o in read[key]:
+        places.setdefault((o.method, o.checkpoint), {})[o.seed] = o
+
+    def paired(method: str, group: str, baseline: str) -> Paired:
+        a, b = places.get((method, group), {}), places.get((method, baseline), {})
+        pairs = _pairs(a, b, primary.measure)
+        why = "" if pairs else _obstacle(a, b, primary.measure)
+        resolution = _resolution(a, primary.measure)
+        return Paired([x for x, _ in pairs], [y for _, y in pairs], resolution, len(a.keys() | b.keys()), why)
+
+    return judge(primary, paired)
+
+
+def _is_read(o: Outcome, primary: Primary) -> bool:
+    checkpoints = {name for pair in primary.contrasts for name in pair}
+    return o.scenario == primary.scenario and o.method in primary.methods and o.checkpoint in checkpoints
+
+
 def _check_same_request(outcomes: Sequence[Outcome]) -> None:
-    """Seeds may have worlds, and so requests, of their own; within a seed another request is another question."""
-    first: dict[int, Outcome] = {}
+    """Seeds may have worlds, and so requests, of their own; within a seed another request is another question. A
+    control may have data, and so rows to forget, of its own (`other_requests` names them).
+    """
+    first: dict[tuple[int, str], Outcome] = {}
     for o in outcomes:
-        known = first.setdefault(o.seed, o)
-        if o.request != known.request:
+        known = first.setdefault((o.seed, _arm(o)), o)
+        if o.request != known.request or o.scenario != known.scenario:
             raise UserError(
                 f"{known.folder} and {o.folder} (seed {o.seed}) forgot different things; compare one forget request at "
-                "a time"
+                "a time" + (" (--scenario NAME)" if known.scenario else "")
             )
+
+
+def _arm(o: Outcome) -> str:
+    return o.checkpoint if o.control else ""
+
+
+def other_requests(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Return the controls that forgot other rows than the main run in some seed, because their data are others."""
+    main = {o.seed: o.request for o in outcomes if not o.control}
+    return _ordered({o.checkpoint for o in outcomes if o.control and main.get(o.seed, o.request) != o.request})
 
 
 def _measures(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -408,6 +485,19 @@ def _pairs(a: Mapping[int, Outcome], b: Mapping[int, Outcome], name: str) -> lis
     if name in (*AT_TARGET, *UNTIL) and any(x is None or y is None for x, y in both):
         return []
     return [(x, y) for x, y in both if x is not None and y is not None]
+
+
+def _obstacle(a: Mapping[int, Outcome], b: Mapping[int, Outcome], name: str) -> str:
+    """Why `_pairs` has none."""
+    seeds = sorted(a.keys() & b.keys())
+    collapsed = [s for s in seeds if a[s].collapsed or b[s].collapsed]
+    if collapsed:
+        return f"collapsed in seed {', '.join(map(str, collapsed))}"
+    missed = [s for s in seeds if a[s].number(name) is None or b[s].number(name) is None]
+    if missed:
+        what = "never came down to the target" if name in AT_TARGET else f"no {name}"
+        return f"{what} in seed {', '.join(map(str, missed))}"
+    return "no seed in common"
 
 
 def _resolution(runs: Mapping[int, Outcome], name: str) -> float:

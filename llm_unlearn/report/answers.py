@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_unlearn.eval.compare import ORDER, Outcome
+from llm_unlearn.eval.compare import MAIN, Outcome
 
 NEARNESS = ("forget_acc", "forget_inf_acc", "retain_acc")
 NEARNESS_TOFU = ("forget_Q_A_Prob", "model_utility")
@@ -34,7 +34,8 @@ class AnswerRow:
 
 
 def pick_run(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Return the run worth showing: at `grok`, else the last checkpoint, the method nearest to gold, not collapsed.
+    """Return the run worth showing: at `grok`, else the main run's last checkpoint, the method nearest to gold, not
+    collapsed.
 
     Nearest: smallest sum of distances to gold over `NEARNESS` (forgotten, two-hop, kept), averaged over seeds. A method
     that collapsed on any seed comes after all others. The first seed's run is returned; None without outcomes.
@@ -42,7 +43,7 @@ def pick_run(outcomes: Sequence[Outcome]) -> Outcome | None:
     if not outcomes:
         return None
     found = {o.checkpoint for o in outcomes}
-    known = [kind for kind in ORDER if kind in found]
+    known = [kind for kind in MAIN if kind in found]
     checkpoint = "grok" if "grok" in found else known[-1] if known else sorted(found)[-1]
     runs = [o for o in outcomes if o.checkpoint == checkpoint]
 

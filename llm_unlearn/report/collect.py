@@ -10,9 +10,10 @@ from typing import Any
 
 from llm_unlearn.config import digest, flatten
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.compare import ORDER, Comparison, Outcome, compare, find_outcomes
+from llm_unlearn.eval.compare import Comparison, Outcome, compare, find_outcomes, of_scenario
 from llm_unlearn.files import read_json, read_jsonl
 from llm_unlearn.grok.detector import GROKKED, KINDS
+from llm_unlearn.study.matrix import CONTROLS
 
 ABSOLUTE = re.compile(r"(: ['\"]?)/.*/([^/\n]*)$", re.MULTILINE)
 """A value of a config that is an absolute path; its last part is kept."""
@@ -38,6 +39,12 @@ class GrokRun:
         return {kind: self.report[mark] for kind, mark in KINDS.items() if self.report.get(mark) is not None}
 
     @property
+    def control(self) -> str | None:
+        """Name of the control it is of, by its place in a study's folder; None for a main run."""
+        above = self.folder.parent
+        return above.name if above.parent.name == CONTROLS else None
+
+    @property
     def grokked(self) -> bool:
         """Whether the detector calls what happened grokking."""
         return self.report["phase"] in GROKKED
@@ -59,8 +66,8 @@ class ReportData:
     """Labels of study cells that failed and were not mended since."""
 
 
-def report_data(paths: Sequence[Path]) -> ReportData:
-    """Collect grokking runs, evaluated unlearning runs and study records at or below the paths.
+def report_data(paths: Sequence[Path], scenario: str | None = None) -> ReportData:
+    """Collect grokking runs, evaluated unlearning runs (of one scenario) and study records at or below the paths.
 
     Curves alone are a report too. Raises UserError for a path that does not exist, for a file that is no whole JSON,
     and when nothing is found.
@@ -69,6 +76,8 @@ def report_data(paths: Sequence[Path]) -> ReportData:
         if not path.exists():
             raise UserError(f"{path}: no such folder; give the folder of a run or a study")
     runs, outcomes = _grok_runs(paths), find_outcomes(paths)
+    if scenario is not None:
+        outcomes = of_scenario(outcomes, scenario)
     if not runs and not outcomes:
         raise UserError(f"nothing to report below {', '.join(map(str, paths))}: no finished grokking or unlearning run")
     records = [read_json(file) for path in paths for file in _measured(path, "cells/*.json")]
@@ -95,10 +104,10 @@ def paired(runs: Sequence[GrokRun]) -> list[tuple[GrokRun | None, GrokRun | None
 
 
 def missing_kinds(data: ReportData) -> tuple[str, ...]:
-    """Return the kinds of checkpoint nothing was unlearned from although something was from others."""
+    """Return the kinds of checkpoint of the main run nothing was unlearned from although something was from others."""
     if data.comparison is None:
         return ()
-    return tuple(kind for kind in ORDER if kind not in data.comparison.groups)
+    return tuple(kind for kind in KINDS if kind not in data.comparison.groups)
 
 
 def _measured(path: Path, pattern: str) -> list[Path]:

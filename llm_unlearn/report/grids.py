@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from llm_unlearn.eval.compare import COLLAPSED_BELOW, Comparison, Contrast, Outcome, Summary, summarise
+from llm_unlearn.grok.detector import KINDS
+from llm_unlearn.report.design import primary, starts
+from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.text import DASH, count, counted, mean, number, p_value
 
 Beside = Literal["gold", "start"]
-RowKind = Literal["start", "gold", "method", "collapsed", "section"]
 ALPHA = 0.05
 MIN_SEEDS = 3  # for a paired difference, as in llm_unlearn.stats
 
@@ -44,35 +45,25 @@ CONTRASTED = {
 KIND_WORDS = {
     "early": "lowest held-out loss",
     "fit": "memorised",
+    "fit_scaled": "memorised, the logits as wide as at grok",
     "grok": "grokked",
     "post": "twice the steps to grokking",
+    "easy": "control: generalises without delay",
+    "sam": "control: flat minimum",
+    "spline": "control: few linear regions, not grokked",
+    "twin": "control: cannot generalise",
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a grid; `kind` says how it may be styled. A section row has one cell."""
-
-    cells: tuple[str, ...]
-    kind: RowKind = "method"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of text with what is to be said below it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-
 def grids(comparison: Comparison) -> list[Grid]:
-    """Return every grid of a comparison: overview, one per group, how the runs ended and what they took if they say so,
-    and the contrasts if there are enough seeds.
+    """Return every grid of a comparison: overview, the primary contrast if one was declared, the start models if the
+    runs tell of them, one per group, how the runs ended and what they took if they say so, and the contrasts if there
+    are enough seeds.
     """
     tables = [
         overview(comparison),
+        *primary(comparison),
+        *starts(comparison, axes(comparison)[1]),
         *(detail(comparison, group) for group in comparison.groups),
         *ends(comparison),
     ]
@@ -83,7 +74,11 @@ def seeds_note(comparison: Comparison) -> str:
     """Return what the number of seeds allows to say."""
     n = len(comparison.seeds)
     if n >= MIN_SEEDS and comparison.contrasts:
-        return f"Means over {counted(n, 'seed')}; ± gives half of the 95 % interval (Student t)."
+        methods, checkpoints = axes(comparison)
+        counts = {len(runs) for m in methods for k in checkpoints if (runs := runs_of(comparison, m, k))}
+        some = f"{min(counts)} to {max(counts)} seeds, not all in every cell"
+        seeds = counted(n, "seed") if len(counts) == 1 else some
+        return f"Means over {seeds}; ± gives half of the 95 % interval (Student t)."
     if n >= MIN_SEEDS:
         return (
             f"No group has {MIN_SEEDS} seeds in common with the baseline and no collapsed run among them, so no paired "
@@ -100,7 +95,7 @@ def same_model_notes(comparison: Comparison) -> list[str]:
     """Return a line for checkpoints that were the same step of training in some seeds: one model counted twice."""
     kinds: dict[tuple[int, int], set[str]] = {}
     for o in comparison.outcomes:
-        if o.start_step is not None:
+        if o.start_step is not None and o.checkpoint in KINDS:  # the others are weights of their own at any step
             kinds.setdefault((o.seed, o.start_step), set()).add(o.checkpoint)
     seeds: dict[str, list[int]] = {}
     for (seed, _), same in sorted(kinds.items()):
@@ -246,7 +241,8 @@ def contrasts(comparison: Comparison) -> Grid:
     )
     first = "method" if comparison.by == "checkpoint" else "checkpoint"
     columns = (first, *(f"{g} minus {baseline}" for g in groups))
-    return Grid(f"Paired differences against {baseline}", columns, tuple(rows), notes)
+    explored = "" if comparison.primary is None else ", exploratory"
+    return Grid(f"Paired differences against {baseline}{explored}", columns, tuple(rows), notes)
 
 
 def ends(comparison: Comparison) -> list[Grid]:

@@ -17,7 +17,9 @@ from llm_unlearn.methods.table import METHODS
 from llm_unlearn.report import plots
 from llm_unlearn.report.answers import answer_rows, pick_run
 from llm_unlearn.report.collect import GrokRun, ReportData, paired, report_data
-from llm_unlearn.report.grids import Grid, Row, contrasts, detail, ends, overview
+from llm_unlearn.report.design import primary, starts
+from llm_unlearn.report.grid import Grid, Row
+from llm_unlearn.report.grids import axes, contrasts, detail, ends, overview
 from llm_unlearn.report.paper import paper
 from llm_unlearn.report.text import DASH, count, number, printable
 from llm_unlearn.report.verdict import verdict
@@ -28,12 +30,13 @@ __all__ = ["render", "report_data", "write_report"]
 UNTOLD = ("out", "model", "gold", "seed", "method.name")
 
 
-def write_report(paths: Sequence[Path], out: Path) -> Path:
-    """Write the page about everything below the paths to `out` (atomically) and return `out`.
+def write_report(paths: Sequence[Path], out: Path, scenario: str | None = None) -> Path:
+    """Write the page about everything below the paths to `out` (atomically) and return `out`; of a study of several
+    requests about one `scenario`.
 
     Raises UserError when there is nothing to report or `out` cannot be written.
     """
-    write_atomic(out, render(report_data(paths)).encode())
+    write_atomic(out, render(report_data(paths, scenario)).encode())
     return out
 
 
@@ -57,6 +60,8 @@ def render(data: ReportData) -> str:
         training=training_grid(data.runs) if data.runs else None,
         curves=_markup(plots.training_curves(data.runs)),
         overview=overview(c) if c else None,
+        primary=primary(c) if c else [],
+        starts=starts(c, axes(c)[1]) if c else [],
         details=[*(detail(c, group) for group in c.groups), *ends(c)] if c else [],
         contrasts=contrasts(c) if c and c.contrasts else None,
         published=paper(data.outcomes),
@@ -86,7 +91,7 @@ def training_grid(runs: Sequence[GrokRun]) -> Grid:
             )
             rows.append(Row(cells, "gold" if run.gold else "method"))
     notes = (
-        "t_fit: training accuracy holds .99; t_gen: held-out two-hop accuracy holds the level of grokking; "
+        "t_fit: training accuracy holds .99; t_gen: held-out accuracy holds the level of grokking; "
         "ratio: t_gen / t_fit. A run that did not get there within its steps is censored, not dropped.",
     )
     return Grid("Runs", ("run", "t_fit", "t_gen", "ratio", "phase", "checkpoints", "events"), tuple(rows), notes)

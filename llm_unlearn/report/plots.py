@@ -28,9 +28,17 @@ COLOURS = {
     "fit": "#e69f00",
     "grok": "#009e73",
     "post": "#cc79a7",
+    "fit_scaled": "#8c6d1f",
+    "easy": "#56646e",
+    "sam": "#b15928",
+    "spline": "#4b5ea8",
+    "twin": "#a3305e",
     "other": "#6e5494",
 }
-MARKERS = {"early": "o", "fit": "s", "grok": "D", "post": "^"}
+MARKERS = {
+    "early": "o", "fit": "s", "fit_scaled": "P", "grok": "D", "post": "^",
+    "easy": "v", "sam": "X", "spline": "h", "twin": "<",
+}  # fmt: skip
 CURVES = (
     ("train_acc", "train", "trained questions"),
     ("held_out_acc", "held", "two hops, held out"),

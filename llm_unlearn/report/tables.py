@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_unlearn.eval.compare import Comparison, Outcome
+from llm_unlearn.eval.primary import PrimaryResult
 from llm_unlearn.report.answers import Said, answer_rows, pick_run
-from llm_unlearn.report.grids import Grid, axes, cell, collapsed, grids, reference, runs_of, seeds_note
+from llm_unlearn.report.grid import Grid
+from llm_unlearn.report.grids import axes, cell, collapsed, grids, reference, runs_of, seeds_note
 from llm_unlearn.report.text import DASH, number, printable
 from llm_unlearn.study.tune import Choice
 
@@ -140,10 +142,29 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "seeds": list(comparison.seeds),
             "cells": cells,
             "references": beside,
+            "primary": None if comparison.primary is None else _primary(comparison.primary),
+            "starts": [_start(comparison, k) for k in checkpoints],
             "contrasts": [asdict(c) for c in comparison.contrasts],
             "note": seeds_note(comparison),
         }
     )
+
+
+def _primary(result: PrimaryResult) -> dict[str, Any]:
+    contrasts = [asdict(x) for x in result.contrasts]
+    return {"declared": result.declared.model_dump(mode="json"), "problem": result.problem, "contrasts": contrasts}
+
+
+def _start(comparison: Comparison, checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint's models were to begin with, by seed."""
+    models = {o.seed: o for o in reversed(comparison.outcomes) if o.checkpoint == checkpoint}
+    keys = ("seed", "start_step", "start_train_acc", "start_held_out_acc")
+    told = [{key: getattr(o, key) for key in keys} for _, o in sorted(models.items())]
+    return {
+        "checkpoint": checkpoint,
+        "match": next((o.match for o in models.values() if o.match), None),
+        "models": told,
+    }
 
 
 def show(tables: Sequence[RenderableType]) -> None:

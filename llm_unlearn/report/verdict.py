@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_unlearn.eval.compare import Comparison, Contrast
+from llm_unlearn.eval.compare import MAIN, Comparison, Contrast
 from llm_unlearn.report.answers import pick_run
 from llm_unlearn.report.collect import GrokRun, ReportData, missing_kinds, paired
+from llm_unlearn.report.design import digits_for, judged
 from llm_unlearn.report.grids import ALPHA, MIN_SEEDS
-from llm_unlearn.report.text import counted, listed, p_value
+from llm_unlearn.report.text import counted, listed, number, p_value
 
 JUDGED = {
     "forget_acc~gold": "the gap to gold on forgotten questions",
@@ -30,8 +31,10 @@ def verdict(data: ReportData) -> list[str]:
         sentences.append(_what(data.comparison))
     sentences += _grokking(data)
     if data.comparison is not None:
+        sentences += _primary(data.comparison)
         sentences += _nearest(data.comparison)
-        sentences += _differences(data.comparison)
+        explored = "" if data.comparison.primary is None else "Exploratory: "
+        sentences += [explored + text for text in _differences(data.comparison)]
         sentences += _flags(data.comparison)
     else:
         sentences.append("No unlearning run has been evaluated yet, so there are curves only.")
@@ -52,9 +55,9 @@ def _what(c: Comparison) -> str:
 
 
 def _grokking(data: ReportData) -> list[str]:
-    models = [run for run in data.runs if not run.gold]
+    models = [run for run in data.runs if not run.gold and run.control is None]
     if not models:
-        return []
+        return _controls(data)
     grokked = [run for run in models if run.grokked]
     ratios = [run.report["ratio"] for run in grokked if run.report["ratio"] is not None]
     spread = f" {_range(ratios)} times as many steps as it took to memorise" if ratios else ""
@@ -68,11 +71,38 @@ def _grokking(data: ReportData) -> list[str]:
         sentences.append(
             f"{_names(never)} never generalised within {max(r.step for r in never):,} steps (censored, not dropped)."
         )
-    both = {kind for run, gold in paired(data.runs) if run and gold for kind in run.marks.keys() & gold.marks.keys()}
+    main = [run for run in data.runs if run.control is None]
+    both = {kind for run, gold in paired(main) if run and gold for kind in run.marks.keys() & gold.marks.keys()}
     missing = [kind for kind in missing_kinds(data) if kind not in both]
     if missing:
         sentences.append(f"Nothing was unlearned from {listed(missing)}: no model reached it together with its gold.")
-    return sentences
+    return sentences + _controls(data)
+
+
+def _controls(data: ReportData) -> list[str]:
+    """How the controls' models learned: whether they are what they were made to be."""
+    phases: dict[str, list[str]] = {}
+    for run in (run for run in data.runs if run.control is not None and not run.gold):
+        phases.setdefault(str(run.control), []).append(run.report["phase"])
+    told = (
+        f"{name}: " + ", ".join(f"{phase} {found.count(phase)}" for phase in dict.fromkeys(found))
+        for name, found in phases.items()
+    )
+    return [f"Controls, models by what the detector calls their training: {'; '.join(told)}."] if phases else []
+
+
+def _primary(c: Comparison) -> list[str]:
+    if (result := c.primary) is None:
+        return []
+    if result.problem:
+        return [f"The primary contrast ({result.declared.measure}) is not judged: {result.problem}."]
+    digits = digits_for(result.declared.bound)
+    told = "; ".join(
+        f"{x.group} against {x.baseline} with {x.method}: {judged(result, x)}"
+        + ("" if x.mean is None else f" ({x.mean:+.{digits}f}; detectable {number(x.detectable, digits)})")
+        for x in result.contrasts
+    )
+    return [f"Primary contrast, declared beforehand, {result.declared.measure}: {told}."]
 
 
 def _nearest(c: Comparison) -> list[str]:
@@ -108,7 +138,8 @@ def _differences(c: Comparison) -> list[str]:
         ]
     baseline = c.contrasts[0].baseline
     groups = [g for g in c.groups if g != baseline]
-    group = "grok" if "grok" in groups else groups[-1]
+    main = [g for g in groups if g in MAIN]
+    group = "grok" if "grok" in main else (main or groups)[-1]
     skip = {"forget_Q_A_Prob~gold", "model_utility"} if "forget_acc" in c.measures else set()
     found = {m: [x for x in c.contrasts if x.measure == m and x.group == group] for m in JUDGED if m not in skip}
     barred = _barred(c, group, baseline)

@@ -24,7 +24,7 @@ from llm_unlearn.study.matrix import Cell
 from llm_unlearn.study.store import Store
 from llm_unlearn.train.snapshot import check_output
 from llm_unlearn.unlearn.config import UnlearnConfig
-from llm_unlearn.unlearn.facts import comparison_facts
+from llm_unlearn.unlearn.facts import comparison_facts, write_study_facts
 from llm_unlearn.unlearn.run import run_unlearn
 from llm_unlearn.unlearn.start import open_start
 
@@ -39,7 +39,7 @@ def check_ready(cells: Sequence[Cell]) -> None:
     for config in training:
         check_output(Path(config.out), config, "grok")
     first = [config for config in training if config.seed == training[0].seed]
-    for config in {digest(config.scenario): config for config in first}.values():
+    for config in {digest([config.data, config.scenario]): config for config in first}.values():
         draw_request(open_corpus(config.data), config.scenario)
 
 
@@ -74,16 +74,19 @@ def run_cell(study: Path, cell: Cell) -> str:
 
 
 def _missing_checkpoint(cell: Cell) -> str:
-    """Say which training has no such checkpoint, or none of a grokked model; return an empty text if all is there."""
+    """Say which training has no such checkpoint, or none of a grokked model; return an empty text if all is there.
+
+    A control need not have grokked: it may be meant to generalise without delay, or never.
+    """
     if cell.kind == "train":
         return ""
     for reference in (cell.spec["config"]["model"], cell.spec["config"]["gold"]):
-        run, _, kind = reference.partition("@")
+        run, _, kind = reference.rpartition("@")
         if not (Path(run) / "run.json").exists():
             raise UserError(f"{cell.label}: {run} is not trained yet; run the study's training cells first")
         if not (Path(run) / kind / "config.json").exists():
             return f"{run} never reached '{kind}'"
-        if kind in ("grok", "post"):
+        if cell.spec["checkpoint"] in ("grok", "post", "fit_scaled"):
             phase = read_json(Path(run) / "run.json")["report"]["phase"]
             if phase not in GROKKED:
                 return f"{run} did not grok ({phase}): its '{kind}' is no grokked model"
@@ -116,7 +119,8 @@ def _unlearn_and_evaluate(cell: Cell) -> dict[str, Any]:
     config = build_config(UnlearnConfig, cell.spec["config"])
     outcome = run_unlearn(config)
     start = open_start(config.model, config.data, config.scenario)
-    facts = {**comparison_facts(outcome, start.origin), "method": cell.spec["method"]}
+    write_study_facts(Path(str(config.out)), cell.facts)
+    facts = {**comparison_facts(outcome, start.origin), **cell.facts}
     result = evaluate(
         str(config.out),
         load_suite(cell.spec["suite"]),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from llm_unlearn.config import Config
 from llm_unlearn.data.splits import Scenario
-from llm_unlearn.eval.compare import ORDER
+from llm_unlearn.eval.primary import Primary
 from llm_unlearn.grok.config import GrokConfig
+from llm_unlearn.grok.detector import KINDS
 from llm_unlearn.train.config import LoopConfig
 from llm_unlearn.unlearn.config import UnlearnConfig
 
@@ -43,6 +44,30 @@ class TuneConfig(Config):
     )
 
 
+class Control(Config):
+    """A training of its own that a checkpoint of the main run is compared with: the same but for `changes`."""
+
+    take: Literal["early", "fit", "grok", "post", "last"] = Field(
+        description="Checkpoint kind of the control's run to unlearn from; last: the end of a run of watch.until: "
+        "max_steps."
+    )
+    changes: dict[str, Any] = Field(
+        default_factory=dict, description="What differs from `grok`, for example {optim: {weight_decay: 0.0}}."
+    )
+    match: str | None = Field(
+        default=None, description="Checkpoint whose accuracy it is meant to have; a comparison says how near it is."
+    )
+
+
+class Extra(Config):
+    """Cells beyond the grid. Left empty, a list is that of the grid."""
+
+    seeds: tuple[int, ...] = Field(default=(), description="Seeds; others than the grid's are trained for it.")
+    checkpoints: tuple[str, ...] = Field(default=(), description="Checkpoint kinds and controls.")
+    methods: tuple[str, ...] = Field(default=(), description="Names in `methods`.")
+    scenarios: tuple[str, ...] = Field(default=(), description="Names in `scenarios`.")
+
+
 class StudyConfig(Config):
     """Train a model and its gold per seed, unlearn from every checkpoint with every method, evaluate all against gold.
 
@@ -51,7 +76,17 @@ class StudyConfig(Config):
 
     out: str = Field("studies/quickstart", description="Folder of the study: its runs, and one JSON per cell.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds.")
-    checkpoints: tuple[str, ...] = Field(ORDER, min_length=1, description="Checkpoint kinds to unlearn from.")
+    checkpoints: tuple[str, ...] = Field(
+        tuple(KINDS),
+        min_length=1,
+        description="What to unlearn from: checkpoint kinds of the main run (early, fit, fit_scaled, grok, post) and "
+        "names of `controls`. What no checkpoint needs is not trained.",
+    )
+    controls: dict[str, Control] = Field(
+        default_factory=dict,
+        description="Name -> a training of its own, with golds of its own, for example "
+        "{easy: {take: fit, changes: {optim: {weight_decay: 2.0}, watch: {until: fit}}}}.",
+    )
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {name: dict(knobs) for name, knobs in DEFAULT_METHODS.items()},
         description="Name in the results -> what differs from `unlearn`, for example {optim: {lr: 1e-4}}; "
@@ -61,6 +96,17 @@ class StudyConfig(Config):
         default_factory=dict,
         description="Name -> what is forgotten, for several requests in one study: the model is trained once per seed, "
         "gold once per scenario (compare one folder unlearn/NAME at a time). Empty: grok.scenario alone.",
+    )
+    grid_scenarios: tuple[str, ...] = Field(
+        default=(), description="Which of `scenarios` the grid has; empty: all of them. The others are for `extra`."
+    )
+    extra: tuple[Extra, ...] = Field(
+        default=(),
+        description="Cells beyond the grid of seeds x scenarios x checkpoints x methods, for example more seeds for "
+        "the primary contrast: [{seeds: [5, 6], checkpoints: [fit, grok], methods: [npo]}].",
+    )
+    primary: Primary | None = Field(
+        default=None, description="The contrast the study is to decide, stated beforehand; all else is exploratory."
     )
     tuned: str | None = Field(
         None, description="File that llm-unlearn tune wrote: its settings per checkpoint and method go over `methods`."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,25 +13,38 @@ from llm_unlearn.config import build_config, digest
 from llm_unlearn.data.splits import Scenario
 from llm_unlearn.data.world import preset
 from llm_unlearn.errors import UserError, suggest
-from llm_unlearn.eval.compare import ORDER
 from llm_unlearn.eval.suite import Suite, load_suite
 from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.methods.needs import check_params
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.models.tiny import SIZES
+from llm_unlearn.study.arms import (
+    Wanted,
+    arm_of,
+    arms_of,
+    check_arms,
+    merged,
+    seeds_of,
+    taken,
+    training_of,
+    trainings,
+    wanted,
+)
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.tuned import Tuned, read_tuned, settings_for
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.wrapped import choose_wrapper
 
 CellKind = Literal["train", "unlearn", "tune"]
+CONTROLS = "controls"
+"""Folder of a study with the runs of its controls: controls/NAME/seed0, and the golds beside."""
 FOLDER_NAME = re.compile("[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # not . or .., and nothing hidden
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a study. `spec` decides its result; `id` is a hash of it, of the code version and of the cells it
-    waits for.
+    waits for. `facts` are what its result says besides: they decide nothing, and are in no hash.
     """
 
     id: str
@@ -39,45 +52,60 @@ class Cell:
     label: str
     spec: Mapping[str, Any]
     after: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan(config: StudyConfig) -> list[Cell]:
     """Return a study's cells in a fixed order, training first. Raises UserError for an unknown world preset, model
-    size, checkpoint kind, method, knob or suite, a kind or seed listed twice, a name that cannot be a folder's, and a
-    `tuned` file that does not fit.
+    size, checkpoint, method, knob or suite, what is listed twice, a name that cannot be a folder's, controls, extra
+    cells and a primary contrast that cannot be, and a `tuned` file that does not fit.
     """
     suite = load_suite(config.suite)
     check_study(config)
-    tuned = read_tuned(config.tuned, config.seeds) if config.tuned is not None else None
-    training, unlearning = [], []
-    for seed in config.seeds:
-        model, golds = training_cells(config, seed, config.scenarios)
-        training += [model, *golds.values()]
-        unlearning += [
-            _study_cell(config, suite, Place(seed, scenario, kind, model, gold), name, tuned)
-            for scenario, gold in golds.items()
-            for kind in config.checkpoints
-            for name in config.methods
-        ]
-    return [*training, *unlearning]
+    tuned = read_tuned(config.tuned, seeds_of(config)) if config.tuned is not None else None
+    trained = {
+        (seed, arm): training_cells(config, seed, scenarios, arm)
+        for (seed, arm), scenarios in trainings(config).items()
+    }
+    told = _told(config)
+    unlearning = [
+        _study_cell(
+            config, suite, place_of(config, w, trained[w.seed, arm_of(config, w.checkpoint)]), w.method, tuned, told
+        )
+        for w in wanted(config)
+    ]
+    return [*(cell for model, golds in trained.values() for cell in (model, *golds.values())), *unlearning]
+
+
+def place_of(config: StudyConfig, w: Wanted, trained: tuple[Cell, Mapping[str, Cell]]) -> Place:
+    """Return where a cell begins, given the model of its arm and the golds by scenario."""
+    return Place(w.seed, w.scenario, w.checkpoint, taken(config, w.checkpoint), trained[0], trained[1][w.scenario])
+
+
+def _told(config: StudyConfig) -> dict[str, Any]:
+    """What every result says of the study it was made for."""
+    told: dict[str, Any] = {"study": digest(config.model_dump(mode="json", exclude={"out"}))}
+    return told if config.primary is None else {**told, "primary": config.primary.model_dump(mode="json")}
 
 
 def check_study(config: StudyConfig) -> None:
     """Refuse what no cell could run with. Raises UserError."""
     _check_training(config.grok)
+    for arm in filter(None, arms_of(config)):
+        _check_training(build_config(GrokConfig, training_of(config, arm), f"controls.{arm}.changes"))
     known_method(config.unlearn.method.name, "unlearn.method.name")
-    for section, names in (("methods", config.methods), ("scenarios", config.scenarios)):
+    for section, names in (
+        ("methods", config.methods),
+        ("scenarios", config.scenarios),
+        ("controls", config.controls),
+    ):
         for name in names:
             if not FOLDER_NAME.fullmatch(name):
                 raise UserError(
                     f"bad name '{name}' in {section}: it names a folder; use letters, digits, _ and -, and . inside"
                 )
-    for kind in config.checkpoints:
-        if kind not in ORDER:
-            raise UserError(f"unknown checkpoint kind '{kind}' in checkpoints{suggest(kind, ORDER)}")
     check_once(config.seeds, "seeds")
-    if len(set(config.checkpoints)) != len(config.checkpoints):
-        raise UserError(f"checkpoints {list(config.checkpoints)} repeat; list each once")
+    check_arms(config, load_suite(config.suite))
 
 
 def check_once(seeds: Sequence[int], where: str) -> None:
@@ -86,26 +114,31 @@ def check_once(seeds: Sequence[int], where: str) -> None:
         raise UserError(f"{where} {list(seeds)} repeat; the seed is the unit of the statistics, list each once")
 
 
-def training_cells(config: StudyConfig, seed: int, scenarios: Iterable[str]) -> tuple[Cell, dict[str, Cell]]:
-    """Return a seed's model and, by scenario, its golds; "" names a study's only one, `grok.scenario`.
+def training_cells(
+    config: StudyConfig, seed: int, scenarios: Iterable[str], arm: str = ""
+) -> tuple[Cell, dict[str, Cell]]:
+    """Return a seed's model in an arm and, by scenario, its golds; "" names a study's only one, `grok.scenario`.
 
     The model is shared: what it is trained on does not depend on what will be forgotten.
     """
-    model = _train_cell(config, seed, f"seed{seed}", "none", config.grok.scenario)
-    golds = {
-        name: _train_cell(config, seed, f"seed{seed}-gold-{name}", "forget", config.scenarios[name])
-        for name in scenarios
-    }
-    return model, golds or {"": _train_cell(config, seed, f"seed{seed}-gold", "forget", config.grok.scenario)}
+    model = _train_cell(config, seed, arm, f"seed{seed}", "none", config.grok.scenario)
+    golds = {}
+    for name in scenarios:
+        run, scenario = (f"seed{seed}-gold-{name}", config.scenarios[name]) if name else (f"seed{seed}-gold", None)
+        golds[name] = _train_cell(config, seed, arm, run, "forget", scenario or config.grok.scenario)
+    return model, golds
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell begins: a seed's model at a checkpoint, what it is to forget, and the gold for that."""
+    """Where a cell begins: a seed's model at a checkpoint (`take` is its kind in the folder of the run), what it is to
+    forget, and the gold for that.
+    """
 
     seed: int
     scenario: str
     checkpoint: str
+    take: str
     model: Cell
     gold: Cell
 
@@ -129,23 +162,32 @@ def _check_training(grok: GrokConfig) -> None:
         raise UserError(f"unknown model size '{size}' in grok.model.size{suggest(size, SIZES)}")
 
 
-def make_cell(kind: CellKind, label: str, spec: Mapping[str, Any], after: tuple[str, ...] = ()) -> Cell:
+def make_cell(
+    kind: CellKind,
+    label: str,
+    spec: Mapping[str, Any],
+    after: tuple[str, ...] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> Cell:
     """Return a cell with the id that its content gives it."""
-    return Cell(
-        digest({"kind": kind, "spec": spec, "after": after, "code": __version__})[:12], kind, label, spec, after
-    )
+    found = digest({"kind": kind, "spec": spec, "after": after, "code": __version__})[:12]
+    return Cell(found, kind, label, spec, after, facts or {})
 
 
-def _train_cell(config: StudyConfig, seed: int, run: str, exclude: str, scenario: Scenario) -> Cell:
-    grok = config.grok.model_dump()
-    values = {**grok, "seed": seed, "exclude": exclude, "out": str(Path(config.out) / "runs" / run)}
+def _train_cell(config: StudyConfig, seed: int, arm: str, run: str, exclude: str, scenario: Scenario) -> Cell:
+    grok = training_of(config, arm)
+    label = f"{arm}/{run}" if arm else run
+    folder = Path(config.out) / (f"{CONTROLS}/{arm}" if arm else "runs") / run
+    values = {**grok, "seed": seed, "exclude": exclude, "out": str(folder)}
     values["data"] = {**grok["data"], "seed": seed}
     values["scenario"] = {**scenario.model_dump(), "seed": seed}
-    checked = build_config(GrokConfig, values, f"study cell {run}")
-    return make_cell("train", run, {"config": checked.model_dump(mode="json"), "seed": seed, "exclude": exclude})
+    checked = build_config(GrokConfig, values, f"study cell {label}")
+    return make_cell("train", label, {"config": checked.model_dump(mode="json"), "seed": seed, "exclude": exclude})
 
 
-def _study_cell(config: StudyConfig, suite: Suite, place: Place, name: str, tuned: Tuned | None) -> Cell:
+def _study_cell(
+    config: StudyConfig, suite: Suite, place: Place, name: str, tuned: Tuned | None, told: Mapping[str, Any]
+) -> Cell:
     found = settings_for(tuned, str(config.tuned), place.checkpoint, name) if tuned is not None else {}
     # tuned again, a method has other settings and so a folder of its own
     folder = name if tuned is None else f"{name}-{digest(found)[:12]}"
@@ -165,7 +207,10 @@ def _study_cell(config: StudyConfig, suite: Suite, place: Place, name: str, tune
         **({"scenario": place.scenario} if place.scenario else {}),
         **({"tuned": found} if tuned is not None else {}),
     }
-    return make_cell("unlearn", f"{place.label} {name}", spec, (place.model.id, place.gold.id))
+    facts = {"method": name, "checkpoint": place.checkpoint, "scenario": place.scenario, **told}
+    if place.checkpoint in config.controls:
+        facts |= {"control": True, "match": config.controls[place.checkpoint].match}
+    return make_cell("unlearn", f"{place.label} {name}", spec, (place.model.id, place.gold.id), facts)
 
 
 def unlearn_config(
@@ -177,11 +222,11 @@ def unlearn_config(
     """
     values = method_values(config, name)
     if isinstance(values["method"], Mapping):  # anything else is left for the config's check to refuse
-        values = _merged(values, changes)
+        values = merged(values, changes)
     run, gold = (cell.spec["config"] for cell in (place.model, place.gold))
     values.update(
-        model=f"{run['out']}@{place.checkpoint}",
-        gold=f"{gold['out']}@{place.checkpoint}",
+        model=f"{run['out']}@{place.take}",
+        gold=f"{gold['out']}@{place.take}",
         seed=place.seed,
         out=str(out),
     )
@@ -200,7 +245,7 @@ def unlearn_config(
 def method_values(config: StudyConfig, name: str) -> dict[str, Any]:
     """Return the study's `unlearn` with a method's section over it, as plain values that are not checked yet."""
     method = config.methods[name].get("method", {})
-    values = _merged(config.unlearn.model_dump(), config.methods[name])
+    values = merged(config.unlearn.model_dump(), config.methods[name])
     if isinstance(method, Mapping):
         values["method"] = {**config.unlearn.method.model_dump(), "params": {}, "name": name, **method}
     return values
@@ -210,12 +255,3 @@ def known_method(name: str, where: str) -> None:
     """Refuse a method that is not in the table. Raises UserError."""
     if name not in METHODS:
         raise UserError(f"unknown method '{name}' in {where}{suggest(name, METHODS)}")
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in changes.items():
-        out[key] = (
-            _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
-        )
-    return out

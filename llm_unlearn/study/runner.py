@@ -101,7 +101,7 @@ def _now(cell: Cell) -> str:
     if not last:
         return cell.label
     trained, held_out = last["train_acc"], last["held_out_acc"]
-    return f"{cell.label} step {last['step']}: trained {trained:.2f}, held-out two-hop {held_out:.2f}"
+    return f"{cell.label} step {last['step']}: trained {trained:.2f}, held out {held_out:.2f}"
 
 
 def _last_evaluation(cell: Cell) -> dict:

@@ -16,11 +16,20 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.config import build_config, digest, dump_config
-from llm_unlearn.data.source import open_corpus
+from llm_unlearn.data.source import DataConfig, corpus_digest, open_corpus
 from llm_unlearn.data.splits import Scenario, draw_request
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.seeding import rng
+from llm_unlearn.study.arms import (
+    Wanted,
+    arm_of,
+    arms_of,
+    pairs_of,
+    seeds_of,
+    training_of,
+    trainings,
+)
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import (
     Cell,
@@ -30,6 +39,7 @@ from llm_unlearn.study.matrix import (
     known_method,
     make_cell,
     method_values,
+    place_of,
     training_cells,
     unlearn_config,
 )
@@ -40,7 +50,7 @@ from llm_unlearn.train.origin import request_digest
 from llm_unlearn.unlearn.config import MethodConfig
 
 KEPT = ("retain_prob", "retain_inf_prob")
-GENERATED = ("world", "ledger")  # data whose seed draws it
+WORLDS = ("world", "ledger")  # drawn by their seed, and slow to make
 
 
 @dataclass(frozen=True)
@@ -91,45 +101,63 @@ def plan_tuning(config: StudyConfig) -> list[Cell]:
     """
     check_study(config)
     check_once(config.tune.seeds, "tune.seeds")
-    check_other_seeds(config.tune.seeds, config.seeds, "tune.seeds: has")
+    check_other_seeds(config.tune.seeds, seeds_of(config), "tune.seeds: has")
     for name in config.tune.scenarios:
         if name not in config.scenarios:
             raise UserError(f"unknown scenario '{name}' in tune.scenarios{suggest(name, config.scenarios)}")
     grids = {name: trials_of(config, name) for name in config.methods}
     apart = config.model_copy(update={"out": str(Path(config.out) / "tune")})
-    training, trials = [], []
-    for seed in config.tune.seeds:
-        model, golds = training_cells(apart, seed, config.tune.scenarios or config.scenarios)
-        training += [model, *golds.values()]
-        trials += [
-            _trial_cell(apart, Place(seed, scenario, kind, model, gold), name, setting)
-            for scenario, gold in golds.items()
-            for kind in config.checkpoints
-            for name, grid in grids.items()
-            for setting in grid
-        ]
-    _check_other_requests(config, training)
-    return [*training, *trials]
+    scenarios = config.tune.scenarios or tuple(config.scenarios) or ("",)
+    trained = {
+        (seed, arm): training_cells(apart, seed, scenarios, arm)
+        for seed in config.tune.seeds
+        for arm in arms_of(config)
+    }
+    trials = [
+        _trial_cell(apart, place_of(apart, w, trained[seed, arm_of(config, checkpoint)]), name, setting)
+        for seed in config.tune.seeds
+        for scenario in scenarios
+        for checkpoint, name in pairs_of(config)
+        for w in [Wanted(seed, scenario, checkpoint, name)]
+        for setting in grids[name]
+    ]
+    for arm in arms_of(config):
+        tuning = [gold for (_, a), (_, golds) in trained.items() if a == arm for gold in golds.values()]
+        _check_other_requests(config, arm, tuning)
+    return [*(cell for model, golds in trained.values() for cell in (model, *golds.values())), *trials]
 
 
-def _check_other_requests(config: StudyConfig, tuning: Sequence[Cell]) -> None:
-    """Refuse to tune on what the study forgets. Raises UserError."""
-    data = config.grok.data
-    if data.path is None and data.kind in GENERATED:
-        return  # other seeds, other worlds
+def _check_other_requests(config: StudyConfig, arm: str, tuning: Sequence[Cell]) -> None:
+    """Refuse to tune an arm on what the study forgets. Raises UserError."""
+    data = build_config(DataConfig, training_of(config, arm)["data"])
+    if _drawn_by_seed(data, config.seeds[0], config.tune.seeds[0]):
+        return
     corpus = open_corpus(data)
 
     def request(gold: Cell) -> str:
         return request_digest(corpus, draw_request(corpus, Scenario(**gold.spec["config"]["scenario"])))
 
-    golds = [gold for seed in config.seeds for gold in training_cells(config, seed, config.scenarios)[1].values()]
+    golds = [
+        gold
+        for (seed, a), scenarios in trainings(config).items()
+        if a == arm
+        for gold in training_cells(config, seed, scenarios, arm)[1].values()
+    ]
     measured = {request(gold): gold.label for gold in reversed(golds)}
-    for gold in (cell for cell in tuning if cell.spec["exclude"] == "forget"):
+    for gold in tuning:
         if (same := measured.get(request(gold))) is not None:
             raise UserError(
                 f"tuning's {gold.label} forgets the same as the study's {same}: the data is one for all seeds, and the "
                 "scenario draws no other request from it; tune on another scenario (tune.scenarios)"
             )
+
+
+def _drawn_by_seed(data: DataConfig, a: int, b: int) -> bool:
+    """Whether other seeds have other data. Worlds have; of anything else two draws are looked at."""
+    if data.path is None and data.kind in WORLDS:
+        return True
+    drawn = (corpus_digest(open_corpus(data.model_copy(update={"seed": seed}))) for seed in (a, b))
+    return len(set(drawn)) == 2
 
 
 def trials_of(config: StudyConfig, name: str) -> list[Setting]:
@@ -204,11 +232,7 @@ def choices(config: StudyConfig, cells: Sequence[Cell], store: Store) -> list[Ch
             continue
         of_method = draws.setdefault((cell.spec["checkpoint"], cell.spec["method"]), {})
         of_method.setdefault(digest(cell.spec["trial"]), (cell.spec["trial"], []))[1].append(draw_of(record["result"]))
-    return [
-        _choice(kind, name, list(draws.get((kind, name), {}).values()))
-        for kind in config.checkpoints
-        for name in config.methods
-    ]
+    return [_choice(kind, name, list(draws.get((kind, name), {}).values())) for kind, name in pairs_of(config)]
 
 
 def _choice(kind: str, name: str, tried: Sequence[tuple[Setting, Sequence[Draw]]]) -> Choice:

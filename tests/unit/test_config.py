@@ -310,3 +310,11 @@ def test_dump_is_read_back_equal(tmp_path_factory, config):
 def test_flatten_gives_dotted_keys_and_leaves_lists_alone():
     assert flatten({"a": {"b": {"c": 1}, "d": [{"e": 2}]}, "f": None}) == {"a.b.c": 1, "a.d": [{"e": 2}], "f": None}
     assert flatten({"a": {}}) == {}, "an empty section holds nothing"
+
+
+def test_a_list_that_is_too_short_names_what_is_missing():
+    class Pair(Config):
+        pair: tuple[float, float] = (0.0, 1.0)
+
+    with pytest.raises(UserError, match=r"missing key 'pair\.1'"):
+        build_config(Pair, {"pair": [0.5]})

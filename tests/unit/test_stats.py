@@ -4,10 +4,13 @@ from scipy import stats as scipy_stats
 
 from llm_unlearn.stats import (
     cluster_bootstrap,
+    detectable_effect,
     deviation_interval,
+    equivalence,
     holm,
     mean_interval,
     paired_difference,
+    paired_spread,
     variance_ratio,
     wilson,
 )
@@ -60,6 +63,72 @@ def test_paired_difference_refusals():
         paired_difference([1, 2, 3], [1, 2, 4], level=95)
     with pytest.raises(ValueError, match="2 seeds"):
         mean_interval([1])
+
+
+A, B = [0.9, 0.7, 0.8, 0.95, 0.6], [0.85, 0.72, 0.8, 0.9, 0.63]
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.1, 0.005])
+def test_equivalence_agrees_with_two_one_sided_tests_of_scipy(bound):
+    found = equivalence(A, B, bound)
+    d = np.subtract(A, B)
+    above = scipy_stats.ttest_1samp(d, -bound, alternative="greater").pvalue
+    below = scipy_stats.ttest_1samp(d, bound, alternative="less").pvalue
+    assert found.p == pytest.approx(max(above, below), rel=1e-10)
+    assert equivalence(B, A, bound).p == pytest.approx(found.p), "whichever is taken from which"
+    reference = scipy_stats.ttest_1samp(d, 0).confidence_interval(0.9)
+    assert (found.lo, found.hi, found.n) == (pytest.approx(reference.low), pytest.approx(reference.high), 5)
+    assert (found.p < 0.05) == (-bound < found.lo and found.hi < bound)
+
+
+def test_equivalence_outside_the_bounds_and_without_spread():
+    assert equivalence([2.0, 2.1, 1.9], [1, 1, 1], 0.5).p > 0.5
+    assert equivalence([1, 1, 1], [1, 1, 1], 0.1).p == 0.125, "three heads"
+    assert equivalence([2, 2, 2], [1, 1, 1], 1.0).p == 1
+    step = 0.1 * np.sqrt(18)  # a standard error of .1
+    t = 0.5 / 0.1
+    assert equivalence([1, 1, 1], [1, 1, 1], 0.5, resolution=step).p == pytest.approx(0.5 - t / np.sqrt(2 + t * t) / 2)
+
+
+def test_equivalence_keeps_its_level_at_the_bound():
+    rng = np.random.default_rng(3)
+    found = [equivalence(rng.normal(0.5, 0.2, 8), np.zeros(8), 0.5).p <= 0.05 for _ in range(4000)]
+    assert np.mean(found) == pytest.approx(0.05, abs=0.014)  # 4 standard errors
+
+
+@pytest.mark.parametrize(
+    ("bound", "alpha", "said"), [(0.0, 0.05, "above 0"), (np.inf, 0.05, "above 0"), (0.1, 0.5, "alpha")]
+)
+def test_equivalence_refusals(bound, alpha, said):
+    with pytest.raises(ValueError, match=said):
+        equivalence(A, B, bound, alpha)
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "power"), [(3, 0.05, 0.8), (5, 0.05 / 6, 0.8), (10, 0.05, 0.9), (40, 0.01, 0.8)]
+)
+def test_a_detectable_effect_is_found_with_its_power(n, alpha, power):
+    effect = detectable_effect(2.0, n, alpha, power)
+    shift, critical = effect / 2.0 * np.sqrt(n), scipy_stats.t.ppf(1 - alpha / 2, n - 1)
+    assert scipy_stats.nct.sf(critical, n - 1, shift) == pytest.approx(power, abs=1e-6)
+    assert detectable_effect(1.0, n, alpha, power) == pytest.approx(effect / 2)
+
+
+def test_a_detectable_effect_in_simulated_studies():
+    effect, rng = detectable_effect(1.0, 10), np.random.default_rng(5)
+    found = [paired_difference(rng.normal(effect, 1, 10), np.zeros(10)).p <= 0.05 for _ in range(3000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)  # 4 standard errors
+
+
+@pytest.mark.parametrize("values", [(-1.0, 5), (np.nan, 5), (1.0, 1), (1.0, 5, 0.9, 0.8), (1.0, 5, 0.05, 1.0)])
+def test_detectable_effect_refusals(values):
+    with pytest.raises(ValueError, match="detectable_effect"):
+        detectable_effect(*values)
+
+
+def test_the_spread_is_that_of_the_differences_and_not_below_the_rounding():
+    assert paired_spread(A, B) == pytest.approx(np.subtract(A, B).std(ddof=1))
+    assert paired_spread([1, 1, 1], [1, 1, 1], resolution=0.6) == pytest.approx(0.6 * np.sqrt(1 / 6))
 
 
 def test_paired_interval_covers_and_p_is_level_at_five_seeds():

@@ -12,10 +12,12 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llm_unlearn.cli import app
+from llm_unlearn.cli import evaluate as cli_evaluate
 from llm_unlearn.config import build_config, dump_config
 from llm_unlearn.errors import UserError
 from llm_unlearn.study import cells as cells_module
@@ -25,6 +27,7 @@ from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
+from llm_unlearn.unlearn.facts import study_facts, write_study_facts
 
 
 @pytest.fixture
@@ -251,3 +254,68 @@ def test_a_request_that_cannot_be_drawn_is_refused_before_any_starts(grok, said,
     with pytest.raises(UserError, match=said):
         run_missing(tmp_path / "s", plan(build_config(StudyConfig, values)), 1)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture
+def arms(tmp_path):
+    control = {"take": "grok", "changes": {"optim": {"weight_decay": 2.0}}}
+    values = {
+        "out": str(tmp_path / "study"), "seeds": [0], "checkpoints": ["fit_scaled", "easy"], "methods": {"npo": {}},
+        "controls": {"easy": control}, "grok": {"data": {"preset": "world12"}},
+    }  # fmt: skip
+    return {c.label: c for c in plan(build_config(StudyConfig, values))}
+
+
+def test_a_control_need_not_have_grokked_and_a_scaled_fit_must(study, arms, monkeypatch):
+    monkeypatch.setattr(cells_module, "_unlearn_and_evaluate", lambda cell: {"label": cell.label})
+    for run in ("../controls/easy/seed0", "../controls/easy/seed0-gold", "seed0", "seed0-gold"):
+        train(study, run, "comprehension", "fit", "grok", "fit_scaled")
+    store = Store(study)
+    assert run_cell(study, arms["seed0 easy npo"]) == "ok"
+    assert run_cell(study, arms["seed0 fit_scaled npo"]) == "censored"
+    assert "did not grok (comprehension): its 'fit_scaled'" in store.read(arms["seed0 fit_scaled npo"])["error"]
+
+
+def test_a_control_that_never_got_to_what_it_takes_censors(study, arms):
+    train(study, "../controls/easy/seed0", "comprehension", "fit", "grok")
+    train(study, "../controls/easy/seed0-gold", "confusion", "early")
+    cell = arms["seed0 easy npo"]
+    assert run_cell(study, cell) == "censored"
+    assert Store(study).read(cell)["error"].endswith("controls/easy/seed0-gold never reached 'grok'")
+
+
+def test_a_run_evaluated_again_keeps_the_names_its_study_gave_it(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    (run / "final" / "config.json").write_text("{}")
+    made = {"method": "npo", "steps": 1, "kept_step": 1, "stop": "max_steps", "target": None, "cost": {}}
+    origin = {"config": {"seed": 0}, "start_kind": "grok", "request": "r", "start": "runs/gone@grok"}
+    (run / "run.json").write_text(json.dumps({**made, "origin": origin}))
+    monkeypatch.setattr("llm_unlearn.models.pretrained.read_origin", lambda _: {})
+    told = {"kind": "unlearned", "start": "runs/gone@grok"}
+    plain = cli_evaluate._facts(str(run), told)
+    assert (plain["method"], plain["checkpoint"]) == ("npo", "grok")
+    write_study_facts(run, {"method": "mine", "checkpoint": "easy", "control": True})
+    again = cli_evaluate._facts(str(run), told)
+    assert again == {**plain, "method": "mine", "checkpoint": "easy", "control": True}
+
+
+def test_the_results_of_a_cell_bear_its_names(study, arms, monkeypatch):
+    cell = arms["seed0 easy npo"]
+    made = {"method": "npo+sam", "steps": 1, "kept_step": 1, "stop": "max_steps", "target": None, "cost": {}}
+    origin = {"config": {"seed": 0}, "start_kind": "grok", "request": "r", "start": cell.spec["config"]["model"]}
+    start = SimpleNamespace(
+        origin={"config": {"seed": 0}, "step": 50}, corpus=None, request=None, data=SimpleNamespace(format="auto")
+    )
+    curve = study / "controls/easy/seed0/curve.jsonl"
+    curve.parent.mkdir(parents=True)
+    curve.write_text('{"step": 50, "train_acc": 1.0, "held_out_acc": 0.97}\n')
+    monkeypatch.setattr(cells_module, "_missing_checkpoint", lambda cell: "")
+    monkeypatch.setattr(cells_module, "run_unlearn", lambda config: {**made, "origin": origin})
+    monkeypatch.setattr(cells_module, "open_start", lambda *_: start)
+    monkeypatch.setattr(cells_module, "evaluate", lambda *_, run, **__: {"metrics": {}, "cost": {}, "told": run})
+    assert run_cell(study, cell) == "ok"
+    facts = Store(study).read(cell)["result"]["run"]
+    assert (facts["method"], facts["checkpoint"], facts["control"], facts["match"]) == ("npo", "easy", True, None)
+    assert (facts["start_step"], facts["start_train_acc"], facts["start_held_out_acc"]) == (50, 1.0, 0.97)
+    assert study_facts(Path(cell.spec["config"]["out"])) == dict(cell.facts), "for whoever evaluates it again"
