@@ -81,6 +81,100 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolutio
     return Difference(mean, mean - half, mean + half, n, p)
 
 
+def deviation_interval(values: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Interval:
+    """Standard deviation over seeds with a jackknife interval of its logarithm (Miller 1968, Ann. Math. Statist. 39).
+
+        theta_i = n log s^2 - (n - 1) log s^2 without i;  sd in exp((mean theta +- t_{n-1} sd(theta) / sqrt(n)) / 2)
+
+    The usual chi-square interval is exact for normal values and nothing else: at n = 5 nominal 95 % held the truth in
+    82 % of simulated exponential draws, this one in 89 %; of normal ones in 95 and 96 %.
+
+    Args:
+        values: (n,) one number per seed.
+        level: coverage wanted, in (0, 1).
+        resolution: step of the grid the numbers lie on; no variance is taken to be below that of rounding to it,
+            resolution^2 / 12.
+
+    Returns:
+        Interval around the sample standard deviation.
+
+    Raises:
+        ValueError: fewer than 4 values (an interval of 3 spans a factor of 1,000), not finite, level outside (0, 1), or
+            values without any spread and no resolution.
+    """
+    x = _finite(values, "deviation_interval")
+    theta, pseudo = _log_variances(x, "deviation_interval", least=resolution**2 / 12)
+    _, lo, hi, _ = _jackknife(pseudo, level)
+    root = [float(v) for v in np.exp(np.array([theta, lo, hi]) / 2)]
+    return Interval(root[0], root[1], root[2], len(x))
+
+
+def variance_ratio(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: float = 0.0) -> Difference:
+    """Ratio of two variances over the same seeds, var(a) / var(b), with a paired jackknife interval of its logarithm.
+
+    As `deviation_interval`, on the differences of the two pseudo-values of a seed, so that what a seed does to both
+    sides cancels; p tests "the ratio is 1". Chosen by simulated coverage (percent of nominal 95, correlation .6):
+
+        5 and 15 pairs of   normal    Student t_5   exponential values
+        this                95, 95    95, 93        94, 86
+        Pitman and Morgan   95, 96    94, 89        90, 81   (1939; the F-test for pairs, exact for normal values)
+        bootstrap           91, 92    91, 91        90, 88   (percentile)
+
+    Variances are hard to tell apart: at 5 pairs the limits lie a factor of about 300 from each other. On a grid a few
+    neighbouring values can agree by chance, so the variance of rounding, resolution^2 / 12, is added to both, and where
+    neither standard deviation reaches the resolution there is no ratio: below it 12 to 18 % of equal spreads were told
+    apart at a level of 5 % in a simulation, above it 4 to 8 %.
+
+    Args:
+        a, b: (n,) one number per seed, in the same order; or (n, m) of m methods, whose ratios are averaged
+            geometrically.
+        level: coverage wanted, in (0, 1).
+        resolution: step of the grid the numbers lie on; 0 for a continuous measure.
+
+    Returns:
+        Difference whose `mean` is the ratio of the sample variances and whose limits are ratios.
+
+    Raises:
+        ValueError: fewer than 4 seeds, not finite, level outside (0, 1), shapes that do not match, or no spread beyond
+            the resolution on either side (of any method).
+    """
+    x, y = (np.asarray(side, dtype=np.float64) for side in (a, b))
+    if x.shape != y.shape or x.ndim not in (1, 2):
+        raise ValueError(f"variance_ratio: needs pairs, got {x.shape} and {y.shape} values; match them by seed")
+    logs, pseudo = [], []
+    for one, two in zip(x.reshape(len(x), -1).T, y.reshape(len(y), -1).T, strict=True):
+        if max(_finite(one, "variance_ratio").std(), _finite(two, "variance_ratio").std()) < resolution:
+            raise ValueError(f"variance_ratio: neither side varies by more than its resolution of {resolution:g}")
+        sides = [_log_variances(v, "variance_ratio", extra=resolution**2 / 12) for v in (one, two)]
+        logs.append(sides[0][0] - sides[1][0])
+        pseudo.append(sides[0][1] - sides[1][1])
+    _, lo, hi, p = _jackknife(np.mean(pseudo, axis=0), level)
+    return Difference(float(np.exp(np.mean(logs))), float(np.exp(lo)), float(np.exp(hi)), len(x), p)
+
+
+def _log_variances(x: np.ndarray, name: str, *, least: float = 0.0, extra: float = 0.0) -> tuple[float, np.ndarray]:
+    """log max(s^2 + extra, least) and its n jackknife pseudo-values."""
+    n = len(x)
+    if n < 4:
+        raise ValueError(f"{name}: at least 4 seeds needed, got {n}; run more seeds")
+    rest = x[np.array([[j for j in range(n) if j != i] for i in range(n)])]
+    variances = np.maximum(np.array([x.var(ddof=1), *rest.var(1, ddof=1)]) + extra, least)
+    if variances.min() <= 1e-24 * max(1.0, float(np.abs(x).max()) ** 2):  # what rounding leaves of equal numbers
+        raise ValueError(f"{name}: all values but one are equal; say on which grid they lie (resolution)")
+    logs = np.log(variances)
+    return float(logs[0]), n * logs[0] - (n - 1) * logs[1:]
+
+
+def _jackknife(pseudo: np.ndarray, level: float) -> tuple[float, float, float, float]:
+    """Mean of pseudo-values, its Student t limits, and p of "it is 0"."""
+    _check_level(level)
+    n, mean = len(pseudo), float(pseudo.mean())
+    error = float(pseudo.std(ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    return mean, mean - half, mean + half, p
+
+
 def cluster_bootstrap(
     items: ArrayLike,
     clusters: Sequence[Hashable] | np.ndarray,

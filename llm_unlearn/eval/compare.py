@@ -12,13 +12,25 @@ from typing import Any, Literal
 import numpy as np
 
 from llm_unlearn.errors import UserError
+from llm_unlearn.eval.derived import DERIVED, derive
+from llm_unlearn.eval.reach import Time, first_at, time_to
 from llm_unlearn.files import read_json, read_jsonl
 from llm_unlearn.models.pretrained import split_reference
 from llm_unlearn.stats import holm, mean_interval, paired_difference
 
 ORDER = ("early", "fit", "grok", "post")
+By = Literal["prob", "acc"]
+Unit = Literal["updates", "seconds", "flops"]
 COLLAPSED_BELOW = 0.1  # retain accuracy, as a share of the start model's
 AT_TARGET = {"updates_to_target": "step", "retain_at_target": "retain_acc", "retain_inf_at_target": "retain_inf_acc"}
+UNTIL: dict[str, tuple[By, Unit]] = {
+    "seconds_to_target": ("prob", "seconds"),
+    "flops_to_target": ("prob", "flops"),
+    "updates_to_gold_acc": ("acc", "updates"),
+    "seconds_to_gold_acc": ("acc", "seconds"),
+    "flops_to_gold_acc": ("acc", "flops"),
+}
+"""Times that a run which never got there does not have, beside those of `AT_TARGET`."""
 DISTANCES = ("forget_acc", "forget_Q_A_Prob", "forget_inf_acc")
 """What a distance to gold is shown for: answering what was forgotten, its probability, and inferring from it."""
 SHOWN = (
@@ -28,6 +40,10 @@ SHOWN = (
     "forget_trained_inf_acc",
     "retain_acc",
     "retain_inf_acc",
+    "test_acc",
+    "bystander_acc",
+    "holdout_acc",
+    "average_gap",
     "model_utility",
 )
 
@@ -55,19 +71,31 @@ class Outcome:
     """Why unlearning ended; None where it is not known."""
     kept_faults: Sequence[str] = ()
     """What the rules of stopping found wrong with the kept step: below_floor, over_forgotten."""
+    scenario: str = ""
+    """Name of the request in a study of several."""
+    architecture: str = ""
+    """Name of the model's family; empty where the run does not say."""
 
     @property
     def collapsed(self) -> bool:
-        """Whether hardly anything is left of what was to be kept: barred from ranking."""
+        """Whether hardly anything above chance is left of what was to be kept: barred from ranking."""
         kept = self.metrics.get("retain_acc") or self.metrics.get("retain_Q_A_ROUGE") or {}
-        start = kept.get("start")
-        return bool(self.signs) or bool(start) and kept["value"] is not None and kept["value"] < COLLAPSED_BELOW * start
+        chance = (self.metrics.get("retain_chance") or {}).get("value") or 0.0
+        start, value = kept.get("start"), kept.get("value")
+        if self.signs or not start or value is None or start <= chance:
+            return bool(self.signs)
+        return value - chance < COLLAPSED_BELOW * (start - chance)
 
     def number(self, name: str) -> float | None:
-        """Return a metric's value, its distance to gold (`name~gold`), doing nothing's distance (`name~start`), or a
-        trajectory number.
+        """Return a metric's value, its distance to gold (`name~gold`), doing nothing's distance (`name~start`), by how
+        much it fell from the start model's (`name~drop`), a measure of `DERIVED`, or a trajectory number.
         """
         base, _, versus = name.partition("~")
+        if base in DERIVED:
+            return derive(base, self.metrics).value
+        if base in UNTIL:
+            time = self.time_until(*UNTIL[base])
+            return time.at if time is not None and time.reached else None
         if base in AT_TARGET:
             at = self.at_target()
             return None if at is None else at.get(AT_TARGET[base])
@@ -77,6 +105,8 @@ class Outcome:
         value, gold = line.get("start") if versus == "start" else line["value"], line.get("gold")
         if not versus:
             return value
+        if versus == "drop":
+            return None if value is None or line.get("start") is None else line["start"] - value
         return None if value is None or gold is None else abs(value - gold)
 
     def distance(self, versus: Literal["gold", "start"] = "gold") -> float | None:
@@ -90,9 +120,33 @@ class Outcome:
         """Return the first evaluation at or below the target forget probability; None when it was never reached
         (censored).
         """
-        if self.target is None:
+        return None if self.target is None else first_at(self.trajectory, "forget_prob", self.target)
+
+    def time_until(self, by: By = "prob", unit: Unit = "updates") -> Time | None:
+        """Return when the run was first seen to have forgotten enough, or until when it had not.
+
+        Args:
+            by: "prob": down to the run's target, gold's forget probability plus its margin; "acc": down to gold's
+                forget accuracy. Both on the rows that are watched on the way.
+            unit: updates; seconds or FLOPs of training, in proportion to the updates. Passes of a reference model are
+                in the FLOPs, evaluation on the way is in neither.
+
+        Returns:
+            None where the run was not watched, or the level or the cost is not known.
+        """
+        level = self.target if by == "prob" else (self.metrics.get("forget_acc") or {}).get("gold")
+        cost = 1.0 if unit == "updates" else self._per_update(unit)
+        if level is None or cost is None:
             return None
-        return next((line for line in self.trajectory if line["forget_prob"] <= self.target), None)
+        return time_to(self.trajectory, f"forget_{by}", level, cost, self.stop not in (None, "max_steps", "edit"))
+
+    def _per_update(self, unit: Unit) -> float | None:
+        updates = self.cost.get("updates") or self.cost.get("steps")
+        parts = ("train_seconds",) if unit == "seconds" else ("flops", "reference_flops")
+        spent = [self.cost.get(part) for part in parts]
+        if not updates or spent[0] is None:
+            return None
+        return sum(part or 0.0 for part in spent) / updates
 
 
 @dataclass(frozen=True)
@@ -202,6 +256,8 @@ def _outcome(folder: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -
         signs=content.get("collapse", ()),
         stop=run.get("stop"),
         kept_faults=run.get("kept_faults", ()),
+        scenario=run.get("scenario") or "",
+        architecture=run.get("architecture") or "",
     )
 
 
@@ -217,18 +273,9 @@ def compare(outcomes: Sequence[Outcome], by: str = "checkpoint", baseline: str |
     if by not in ("checkpoint", "method"):
         raise UserError(f"unknown --by '{by}'; choose checkpoint or method")
     _check_same_request(outcomes)
-    key = (lambda o: o.checkpoint) if by == "checkpoint" else (lambda o: o.method)
-    other = (lambda o: o.method) if by == "checkpoint" else (lambda o: o.checkpoint)
-    groups, methods = _ordered({key(o) for o in outcomes}), _ordered({other(o) for o in outcomes})
+    table = _table(outcomes, by)
+    methods, groups = (_ordered({key[i] for key in table}) for i in (0, 1))
     measures = _measures(outcomes)
-    table: dict[tuple[str, str], dict[int, Outcome]] = {}
-    for o in outcomes:
-        if o.seed in table.setdefault((other(o), key(o)), {}):
-            raise UserError(
-                f"two runs of {other(o)} from {key(o)} with seed {o.seed}: {o.folder} and "
-                f"{table[other(o), key(o)][o.seed].folder}; compare one at a time, or name the results.json files"
-            )
-        table[other(o), key(o)][o.seed] = o
     cells = {
         m: {g: {name: _summary(table.get((m, g), {}), name) for name in measures} for g in groups} for m in methods
     }
@@ -236,7 +283,8 @@ def compare(outcomes: Sequence[Outcome], by: str = "checkpoint", baseline: str |
     reference = baseline or ("fit" if "fit" in groups else groups[0])
     if reference not in groups:
         raise UserError(f"baseline '{reference}' is not among {', '.join(groups)}")
-    contrasts = [c for name in measures for c in _contrasts(table, methods, groups, reference, name)]
+    pairs = [(group, reference) for group in groups if group != reference]
+    contrasts = [c for name in measures for c in _contrasts(table, methods, pairs, name)]
     return Comparison(
         by,
         methods,
@@ -248,6 +296,45 @@ def compare(outcomes: Sequence[Outcome], by: str = "checkpoint", baseline: str |
         tuple(contrasts),
         tuple(outcomes),
     )
+
+
+def contrasts_between(
+    outcomes: Sequence[Outcome], pairs: Sequence[tuple[str, str]], measures: Sequence[str]
+) -> tuple[Contrast, ...]:
+    """Return the contrasts of given pairs of checkpoints, (group, baseline), as `compare` makes them: Holm-corrected
+    over the methods and pairs of a measure.
+    """
+    _check_same_request(outcomes)
+    table = _table(outcomes, "checkpoint")
+    methods = _ordered({method for method, _ in table})
+    return tuple(c for name in measures for c in _contrasts(table, methods, pairs, name))
+
+
+def paired_numbers(
+    outcomes: Sequence[Outcome], method: str, group: str, baseline: str, name: str
+) -> tuple[dict[int, tuple[float, float]], float]:
+    """Return seed -> values of a measure at two checkpoints under a method, and the step of the grid they lie on; empty
+    where `compare` would make no contrast.
+    """
+    table = _table([o for o in outcomes if o.method == method and o.checkpoint in (group, baseline)], "checkpoint")
+    a, b = table.get((method, group), {}), table.get((method, baseline), {})
+    both = {seed: (a[seed].number(name), b[seed].number(name)) for seed in sorted(a.keys() & b.keys())}
+    seeds = [seed for seed, values in both.items() if None not in values]
+    return dict(zip(seeds, _pairs(a, b, name), strict=False)), _resolution(a, name)
+
+
+def _table(outcomes: Sequence[Outcome], by: str) -> dict[tuple[str, str], dict[int, Outcome]]:
+    """(method, checkpoint), or the other way round, -> seed -> run."""
+    table: dict[tuple[str, str], dict[int, Outcome]] = {}
+    for o in outcomes:
+        row, group = (o.method, o.checkpoint) if by == "checkpoint" else (o.checkpoint, o.method)
+        if (known := table.setdefault((row, group), {}).get(o.seed)) is not None:
+            raise UserError(
+                f"two runs of {row} from {group} with seed {o.seed}: {o.folder} and {known.folder}; compare one at a "
+                "time, or name the results.json files"
+            )
+        table[row, group][o.seed] = o
+    return table
 
 
 def _check_same_request(outcomes: Sequence[Outcome]) -> None:
@@ -270,7 +357,9 @@ def _measures(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         for name in ("forget_quality", "forget_ks", "forget_effect_size")
         if any(name in o.metrics for o in outcomes)
     ]
-    return (*have, *distances, *quality, *AT_TARGET)
+    computed = [name for name in DERIVED if any(derive(name, o.metrics).value is not None for o in outcomes)]
+    times = [name for name, asked in UNTIL.items() if any(o.time_until(*asked) is not None for o in outcomes)]
+    return (*have, *distances, *computed, *quality, *AT_TARGET, *times)
 
 
 def summarise(numbers: Sequence[float | None]) -> Summary:
@@ -289,27 +378,21 @@ def _summary(runs: Mapping[int, Outcome], name: str) -> Summary:
 def _contrasts(
     table: Mapping[tuple[str, str], Mapping[int, Outcome]],
     methods: Sequence[str],
-    groups: Sequence[str],
-    baseline: str,
+    pairs: Sequence[tuple[str, str]],
     name: str,
 ) -> list[Contrast]:
     found = []
     for method in methods:
-        for group in groups:
-            pairs = (
-                _pairs(table.get((method, group), {}), table.get((method, baseline), {}), name)
-                if group != baseline
-                else []
-            )
-            if len(pairs) >= 3:
-                a, b = np.array(pairs).T
-                found.append(
-                    (method, group, paired_difference(a, b, resolution=_resolution(table[method, group], name)))
-                )
-    corrected = holm([d.p for _, _, d in found]) if found else []
+        for group, baseline in pairs:
+            both = _pairs(table.get((method, group), {}), table.get((method, baseline), {}), name)
+            if len(both) >= 3:
+                a, b = np.array(both).T
+                step = _resolution(table[method, group], name)
+                found.append((method, group, baseline, paired_difference(a, b, resolution=step)))
+    corrected = holm([d.p for *_, d in found]) if found else []
     return [
-        Contrast(m, name, g, baseline, d.mean, d.lo, d.hi, d.p, float(p), d.n)
-        for (m, g, d), p in zip(found, corrected, strict=True)
+        Contrast(m, name, g, b, d.mean, d.lo, d.hi, d.p, float(p), d.n)
+        for (m, g, b, d), p in zip(found, corrected, strict=True)
     ]
 
 
@@ -322,7 +405,7 @@ def _pairs(a: Mapping[int, Outcome], b: Mapping[int, Outcome], name: str) -> lis
     if any(a[s].collapsed or b[s].collapsed for s in seeds):
         return []
     both = [(a[s].number(name), b[s].number(name)) for s in seeds]
-    if name in AT_TARGET and any(x is None or y is None for x, y in both):
+    if name in (*AT_TARGET, *UNTIL) and any(x is None or y is None for x, y in both):
         return []
     return [(x, y) for x, y in both if x is not None and y is not None]
 
@@ -334,7 +417,7 @@ def _resolution(runs: Mapping[int, Outcome], name: str) -> float:
     """
     base = name.partition("~")[0]
     steps: list[float] = []
-    if base == "updates_to_target":
+    if base in ("updates_to_target", "updates_to_gold_acc"):
         paths = [o.trajectory[:2] for o in runs.values()]
         steps = [path[1]["step"] - path[0]["step"] for path in paths if len(path) == 2]
     elif base.endswith("_acc"):

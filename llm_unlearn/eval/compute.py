@@ -77,7 +77,8 @@ def _line(name: str, entry: Entry, source: Source, reference: Source | None, n_b
     if "reference" in metric.needs:
         if reference is None:
             return line | {"value": None, "n": 0}
-        check_same_rows(source, reference, entry.split)
+        for split in _splits(metric, entry):
+            check_same_rows(source, reference, split)
     try:
         line |= BY_KIND[metric.kind](metric, entry, source, reference, n_boot)
     except ValueError as error:
@@ -159,9 +160,23 @@ def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | 
     return {"value": metric.fn(mine["value"], theirs["value"]), "n": mine["n"]}
 
 
-def _combine(metric: Metric, _entry: Entry, source: Source, _: Source | None, _n_boot: int) -> Line:
-    parts = {part: mean_of_items(source.items(*part.split("/")[::-1])) for part in metric.of}
+def _combine(metric: Metric, _entry: Entry, source: Source, reference: Source | None, _n_boot: int) -> Line:
+    parts = {part: _part(part, source, reference) for part in metric.of}
     return {"value": metric.fn(parts), "n": len(parts)}
+
+
+def _part(part: str, source: Source, reference: Source | None) -> float:
+    split, _, name = part.partition("/")
+    metric = METRICS[name]
+    if metric.kind != "versus":
+        return mean_of_items(source.items(name, split))
+    assert reference is not None
+    return metric.fn(*(side.items(metric.of[0], split) for side in (source, reference)))
+
+
+def _splits(metric: Metric, entry: Entry) -> list[str]:
+    """Splits on which a metric is read against gold."""
+    return [part.split("/")[0] for part in metric.of] if metric.kind == "combine" else [entry.split]
 
 
 def _corpus(metric: Metric, entry: Entry, source: Source, _: Source | None, _n_boot: int) -> Line:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_unlearn.methods.gradients import GRADIENTS, Gradient
-from llm_unlearn.methods.needs import knobs, needs, passes
+from llm_unlearn.methods.needs import FROZEN, knobs, lacks_in_images, needs, needs_text, passes, weights_at
 from llm_unlearn.methods.spec import Knob, Mask, Method, input_names
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.methods.terms import MASKS, RETAIN_TERMS
@@ -24,6 +24,8 @@ NEEDS: Mapping[str, str] = {
     "ref_logp": "start model's log-probabilities, computed once",
     "ref_logits": "start model's logits, at every update",
     "ref_hidden": "start model's hidden states, at every update",
+    "bad_logits": "logits of an untrained model, at every update",
+    "weights": "the trained weights themselves",
     "importance": "squared gradients of every item, computed once",
     "reinforced": "the start model trained further on the forget set",
 }
@@ -34,19 +36,22 @@ def card(method: Method) -> dict[str, Any]:
 
     `cost` and `memory` are multiples of plain fine-tuning at the same batch size: time of an update in forward passes
     (a backward pass counting as two), and copies of the weights (the weights, their gradients and two moments of AdamW,
-    against those and a frozen start model where one is run; under LoRA it is the model itself).
+    against those and a frozen start model where one is run, which under LoRA is the model itself, and an untrained one
+    where one is run).
     """
     trained, reference = passes(method)
     wanted = needs(method)
     # an edit of a reinforced model keeps the start model; importances are sums beside weights and gradients
     sums = len([name for name in input_names(method.edit) if name.endswith("_importance")]) if method.edit else 0
-    copies = 2 + sums if sums else COPIES + (1 if reference or method.edit else 0)
+    frozen = len({need.partition("_")[0] for need in wanted & FROZEN})
+    copies = 2 + sums if sums else COPIES + (1 if method.edit else frozen)
     if method.gradient is not None:
         copies += GRADIENTS[method.gradient].copies or 0
     if "generic" in wanted:  # before the first update: the model, and a whole training of its copy
         copies = max(copies, 1 + COPIES)
     if method.mask != "none":  # a byte for each weight, and the values of the frozen half
         copies += 0.25 + 0.5
+    gamma, alpha = weights_at(method, 0.0, {})
     return {
         "name": method.name,
         "kind": method.kind,
@@ -56,10 +61,12 @@ def card(method: Method) -> dict[str, Any]:
         "gradient": method.gradient or "none",
         "mask": method.mask,
         "source": method.source,
-        "gamma": method.gamma,
-        "alpha": method.alpha,
+        "gamma": gamma,
+        "alpha": alpha,
+        "weights": None if method.weights is None else method.weights.formula,
         "alpha_search": list(method.alpha_search),
         "knobs": _knobs(knobs(method)),
+        "lacks_in_images": lacks_in_images(method),
         "needs": [text for need, text in NEEDS.items() if need in wanted],
         "cost": round((trained * (FORWARD + BACKWARD) + reference * FORWARD) / (FORWARD + BACKWARD), 2),
         "memory": round(copies / COPIES, 2),
@@ -73,7 +80,8 @@ def card_text(method: Method) -> str:
     told = card(method)
     edit = method.kind == "edit"
     rule = [
-        f"- loss: `gamma * forget + alpha * retain`, gamma = {told['gamma']:g}, alpha = {told['alpha']:g}",
+        "- loss: `gamma * forget + alpha * retain`, "
+        + (told["weights"] or f"gamma = {told['gamma']:g}, alpha = {told['alpha']:g}"),
         f"- forget: `{told['formula']}`",
         f"- retain (`{told['retain']}`): `{told['retain_formula']}`",
     ]
@@ -90,6 +98,7 @@ def card_text(method: Method) -> str:
         lines.append(f"- `alpha` is tuned over {_values(told['alpha_search'])}{given}")
     lines += [
         f"- needs: {'; '.join(told['needs'])}",
+        *([f"- for texts only: images have no {' and '.join(told['lacks_in_images'])}"] if needs_text(method) else []),
         f"- {'a batch' if edit else 'an update'} costs {told['cost']:g} times one of fine-tuning, memory "
         f"{told['memory']:g} times",
         f"- fails: {told['failure']}",

@@ -9,7 +9,7 @@ from torch import Tensor
 from llm_unlearn.methods.checks import not_empty, same_shape
 from llm_unlearn.methods.losses import kl, nll
 
-__all__ = ["distil", "generic_targets", "pdu", "scrub", "undial", "whp"]
+__all__ = ["bad_teacher", "distil", "generic_targets", "pdu", "scrub", "undial", "whp"]
 
 
 def scrub(logits_NV: Tensor, ref_logits_NV: Tensor) -> Tensor:
@@ -48,6 +48,20 @@ def distil(
         nll_weight: weight of the answers themselves, >= 0.
     """
     return kl_weight * kl(logits_NV, ref_logits_NV) + nll_weight * nll(logp_N)
+
+
+def bad_teacher(logits_NV: Tensor, bad_logits_NV: Tensor) -> Tensor:
+    """Distillation of a model that was never trained: L = mean_N KL( softmax(bad_logits) || softmax(logits) ). Nats per
+    token, >= 0; 0 where the model answers as the untrained one does.
+
+    Source: Chundawat et al. 2023, arXiv:2205.08096, the part of the loss on forget samples (its incompetent teacher).
+    Direction and temperature 1 are those of the authors' code, which divides by the number of classes too.
+
+    Args:
+        logits_NV: (N, V) under the model being edited (student), forget batch.
+        bad_logits_NV: (N, V) under a model of the same architecture with random weights; no gradient flows here.
+    """
+    return kl(logits_NV, bad_logits_NV)
 
 
 def pdu(logits_NV: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ token i belongs to. All log-probabilities are natural logarithms (nats). Values 
 `ref_`, those of the refusal ("I don't know") batch with `idk_`, those of an alternate answer with `alt_`, those of a
 random one with `rl_`; no gradient flows through `ref_` values.
 
-The objective reads the PARAMETER NAMES of these functions to know which forward passes to make (`spec.VOCABULARY`);
-hyper-parameters are keyword-only.
+`step_logp` is the mean over the step's whole batch, of which `logp_N` may be one micro-batch. The objective reads the
+PARAMETER NAMES of these functions to know which forward passes to make (`spec.VOCABULARY`); hyper-parameters are
+keyword-only.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,9 @@ __all__ = [
     "idk",
     "idk_dpo",
     "kl",
+    "l1",
     "mean_by_row",
+    "nabla_tau",
     "nll",
     "npo",
     "random_label",
@@ -126,6 +131,44 @@ def ga(logp_N: Tensor) -> Tensor:
     return _mean("ga", logp_N)
 
 
+def nabla_tau(logp_N: Tensor, step_logp: Tensor, *, target: float = 0.0) -> Tensor:
+    """Ascent that stops by itself: L = ReLU(target - loss)^2, loss = -mean_N logp over the step's forget batch. Squared
+    nats per token, >= 0; 0 and without gradient once the batch's loss has reached the target.
+
+    Source: Trippa et al. 2024, arXiv:2403.14339, whose target is the mean loss on validation data; as in the authors'
+    code, the batch's mean is compared, not each item's loss.
+
+    A square of a mean is no mean over micro-batches. So L is written as its tangent at the step's own mean m,
+    (target + m)^2 + 2 (target + m) (mean_N logp - m): over the step's micro-batches, weighed by their tokens, value and
+    gradient add up to those of L exactly.
+
+    Args:
+        logp_N: (N,) log-probability of each forget answer token.
+        step_logp: () their mean over the step's whole batch; no gradient flows here.
+        target: the loss to rise to, in nats per token, >= 0; at 0 nothing is done.
+    """
+    if not target >= 0:
+        raise ValueError(f"nabla_tau: target must be >= 0, got {target}")
+    mean = _mean("nabla_tau", logp_N)
+    m = step_logp.detach()
+    gap = (target + m).clamp(min=0)
+    return gap.square() + 2.0 * gap * (mean - m)
+
+
+def l1(weights: Sequence[Tensor]) -> Tensor:
+    """Sum of the absolute values of all trained weights: L = |theta|_1. >= 0.
+
+    Source: sparsity-aware unlearning (l1-sparse) of Jia et al. 2023, arXiv:2304.04934; biases and norms count, as in
+    the authors' code.
+
+    Args:
+        weights: the trained tensors, tied ones once.
+    """
+    if not len(weights):
+        raise ValueError("l1: there are no weights")
+    return torch.stack([w.float().abs().sum() for w in weights]).sum()
+
+
 def idk(idk_logp_N: Tensor) -> Tensor:
     """Preference optimisation in TOFU's sense: L = -mean_N logp(refusal). Nats per token, >= 0.
 
@@ -141,8 +184,9 @@ def idk(idk_logp_N: Tensor) -> Tensor:
 def random_label(rl_logp_N: Tensor) -> Tensor:
     """Random labelling: L = -mean_N logp(random answer). Nats per token, >= 0.
 
-    Source: forget term of SalUn, Fan et al. 2024, arXiv:2310.12508, method section: E over D_f and y' != y of
-    CE(x, y'). Which answers are drawn is the caller's business.
+    Source: Golatkar et al. 2020, arXiv:1911.04933 (random labels, a baseline there), and the forget term of SalUn, Fan
+    et al. 2024, arXiv:2310.12508, method section: E over D_f and y' != y of CE(x, y'). Which answers are drawn is the
+    caller's business.
 
     Args:
         rl_logp_N: (N,) log-probability of each token of another question's answer, given the forget question.

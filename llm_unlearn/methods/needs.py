@@ -9,9 +9,21 @@ from llm_unlearn.methods.gradients import GRADIENTS
 from llm_unlearn.methods.spec import EDIT_VOCABULARY, VOCABULARY, Knob, Mask, Method, check_knobs, hint, input_names
 from llm_unlearn.methods.terms import RETAIN_TERMS
 
-__all__ = ["check_mask_params", "check_params", "knobs", "needs", "passes"]
+__all__ = [
+    "FROZEN",
+    "check_mask_params",
+    "check_params",
+    "knobs",
+    "lacks_in_images",
+    "needs",
+    "needs_text",
+    "passes",
+    "weights_at",
+]
 
 BATCHES = frozenset({"forget", "retain", "idk", "alt", "rl"})
+FROZEN = frozenset({"ref_logits", "ref_hidden", "bad_logits"})  # read from a frozen model at every update
+TEXT: Mapping[str, str] = {"idk": "refusals", "alt": "alternate answers"}  # answers that only texts have
 
 
 def needs(method: Method, retain_name: str | None = None) -> frozenset[str]:
@@ -22,10 +34,10 @@ def needs(method: Method, retain_name: str | None = None) -> frozenset[str]:
         retain_name: a key of RETAIN_TERMS; None means the method's default.
 
     Returns:
-        Subset of {forget, retain, idk, alt, rl, generic, hidden, ref_logp, ref_logits, ref_hidden}: batches to draw,
-        whether generic targets or hidden states are read, and what to compute under the frozen start model. It is not
-        needed if nothing begins with ref_. For an edit a subset of {forget, retain, importance, reinforced}: items to
-        read, and what is computed of them.
+        Subset of {forget, retain, idk, alt, rl, generic, hidden, ref_logp, ref_logits, ref_hidden, bad_logits,
+        weights}: batches to draw, whether generic targets, hidden states or the weights are read, and what to compute
+        under the frozen start model and under one never trained. The former is not needed if nothing begins with ref_.
+        For an edit a subset of {forget, retain, importance, reinforced}: items to read, and what is computed of them.
 
     Raises:
         ValueError: unknown retain term, or neither a forget nor a retain term.
@@ -42,7 +54,7 @@ def needs(method: Method, retain_name: str | None = None) -> frozenset[str]:
 
 
 def passes(method: Method, retain_name: str | None = None) -> tuple[int, int]:
-    """Return (batches that go forward and backward, batches the start model runs) in one update; errors as `needs`.
+    """Return (batches that go forward and backward, batches that frozen models run) in one update; errors as `needs`.
 
     What needs only the start model's log-probabilities runs it once, before the first update.
     """
@@ -53,15 +65,37 @@ def passes(method: Method, retain_name: str | None = None) -> tuple[int, int]:
     terms = [_needs_of(method.forget, "forget"), _needs_of(retain, "retain")]
     times = GRADIENTS[method.gradient].passes if method.gradient else (1, 1)
     trained = [len(need & BATCHES) * n for need, n in zip(terms, times, strict=True)]
-    reference = [len(need & {"ref_logits", "ref_hidden"}) * n for need, n in zip(terms, times, strict=True)]
+    reference = [len(need & FROZEN) * n for need, n in zip(terms, times, strict=True)]
     together = max if method.rule == "turns" else sum
     return together(trained), together(reference)
 
 
 def knobs(method: Method, retain_name: str | None = None) -> dict[str, Knob]:
-    """Return every hyper-parameter of a method: of its forget term, its retain term and its steps."""
+    """Return every hyper-parameter of a method: of its forget term, its retain term, its steps and their weights."""
     retain_name = method.retain if retain_name is None else retain_name
-    return {**method.params, **RETAIN_TERMS[retain_name].params, **method.step_params}
+    weights = {} if method.weights is None else method.weights.params
+    return {**method.params, **RETAIN_TERMS[retain_name].params, **method.step_params, **weights}
+
+
+def weights_at(method: Method, done: float, params: Mapping[str, float]) -> tuple[float, float]:
+    """Return a method's own (gamma, alpha) when a share `done` of the updates, in [0, 1), is done.
+
+    `params` are checked hyper-parameters, see `check_params`; what is not among them has its default.
+    """
+    if method.weights is None:
+        return method.gamma, method.alpha
+    rule = method.weights
+    return rule.fn(done, **{name: params.get(name, knob.default) for name, knob in rule.params.items()})
+
+
+def needs_text(method: Method) -> bool:
+    """Whether a method trains on answers that only texts have, so that it means nothing for images."""
+    return bool(lacks_in_images(method))
+
+
+def lacks_in_images(method: Method) -> list[str]:
+    """Return, in words, the answers a method needs that images have none of."""
+    return [words for need, words in TEXT.items() if need in needs(method)]
 
 
 def check_params(method: Method, params: Mapping[str, Any], retain_name: str | None = None) -> dict[str, float]:

@@ -22,6 +22,7 @@ __all__ = [
     "Mask",
     "Method",
     "RetainTerm",
+    "Weights",
     "check_knobs",
     "hint",
     "input_names",
@@ -33,10 +34,13 @@ MeanOver = Literal["token", "sequence"]
 # What a term may ask for -> what the objective has to run for it. "batch" stands for the batch that the term reads:
 # forget for forget terms, retain for retain terms. "idk" and "alt" are refusals and alternate answers to the forget
 # batch's questions; "generic" are target tokens made once, before the first step. "ref_*" means a pass of the frozen
-# start model over the same batch.
+# start model over the same batch, "bad_*" one of a model that was never trained. "weights" are the trained ones.
+# `step_logp` is () the mean log-probability of all answer tokens of the step's batch, over all its micro-batches and
+# processes, without gradient.
 VOCABULARY: Mapping[str, frozenset[str]] = {
     "logp_N": frozenset({"batch"}),
     "logp_B": frozenset({"batch"}),
+    "step_logp": frozenset({"batch"}),
     "len_B": frozenset({"batch"}),
     "logits_NV": frozenset({"batch"}),
     "labels_N": frozenset({"batch"}),
@@ -47,6 +51,7 @@ VOCABULARY: Mapping[str, frozenset[str]] = {
     "ref_logp_B": frozenset({"batch", "ref_logp"}),
     "ref_logits_NV": frozenset({"batch", "ref_logits"}),
     "ref_hidden_NH": frozenset({"batch", "hidden", "ref_hidden"}),
+    "bad_logits_NV": frozenset({"batch", "bad_logits"}),
     "generic_logp_N": frozenset({"batch", "generic"}),
     "idk_logp_N": frozenset({"idk"}),
     "idk_logp_B": frozenset({"idk"}),
@@ -55,6 +60,7 @@ VOCABULARY: Mapping[str, frozenset[str]] = {
     "alt_logp_B": frozenset({"alt"}),
     "ref_alt_logp_B": frozenset({"alt", "ref_logp"}),
     "rl_logp_N": frozenset({"rl"}),
+    "weights": frozenset({"weights"}),
 }
 
 # What an edit may ask for -> the items that are read for it, and what is computed.
@@ -108,6 +114,17 @@ class RetainTerm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A rule that gives the weights of both terms, in the place of gamma and alpha."""
+
+    fn: Callable[..., tuple[float, float]]
+    """From the share of the run's updates that are done, in [0, 1), to (gamma, alpha)."""
+    params: Mapping[str, Knob]
+    """Its hyper-parameters, given among those of the method."""
+    formula: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mask:
     """A choice of the weights that are trained; the others stay bit for bit what they were."""
 
@@ -150,6 +167,8 @@ class Method:
     """Weights of the retain term worth trying, the default among them; empty where the default is not worth tuning."""
     gamma: float = 1.0
     """Weight of the forget term; without effect where there is none."""
+    weights: Weights | None = None
+    """What gives both weights instead; gamma and alpha are then without effect."""
     mean_over: MeanOver = "token"
     """What the forget term averages over; its value times that count adds up exactly over micro-batches."""
     formula: str
@@ -159,6 +178,11 @@ class Method:
     """Where papers and code differ, and what is followed."""
     failure: str
     """How it is known to go wrong."""
+
+    @property
+    def needs_retain(self) -> bool:
+        """Whether its rule means nothing without a retain term."""
+        return self.rule != "joint" or self.weights is not None
 
 
 def input_names(fn: Callable[..., Any]) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llm_unlearn.methods import distill, edits, hidden, losses, tokenwise
-from llm_unlearn.methods.spec import Knob, Method
+from llm_unlearn.methods import distill, edits, hidden, losses, tokenwise, weights
+from llm_unlearn.methods.spec import Knob, Method, Weights
 
 __all__ = ["METHODS"]
 
@@ -281,7 +281,11 @@ METHODS: Mapping[str, Method] = {
             note="The paper turns by epochs: one over the forget set, one over the retain set, msteps times, then only "
             "the latter. Here the turns are single updates, forget first as there, though the first has no gradient "
             "at the start model. After msteps passes over the forget set every update is of the retain term. "
-            "No temperature.",
+            "No temperature. Nor is there a rewind of its own (SCRUB+R): the paper trains to the end and goes back to "
+            "the checkpoint whose forget error is nearest to that of the final model on held-out data like the forget "
+            "set. Here, as for every method, the run stops at the forget probability of gold, or of the start on what "
+            "it never saw (stop.until=target), and keeps the evaluated step at that level that kept most "
+            "(stop.keep=best); stop.until=max_steps goes to the end first, as the paper does.",
             failure=UNBOUNDED + " With few msteps the updates that repair bring the answers back.",
         ),
         Method(
@@ -360,6 +364,119 @@ METHODS: Mapping[str, Method] = {
             source="arXiv:2502.05374; arXiv:2404.05868 eq. 3",
             note="rho is among method.gradient_params.",
             failure="As npo; flatter minima come at one more pass over the forget batch an update.",
+        ),
+        # --- from the literature on images, for both
+        Method(
+            name="neggrad_plus",
+            forget=losses.ga,
+            retain="nll",
+            weights=Weights(
+                fn=weights.mixture,
+                params={
+                    "beta": Knob(
+                        default=0.95,
+                        search=(0.9, 0.95, 0.99, 0.999),
+                        high=1.0,
+                        closed=True,
+                        help="share of the retain term; the forget term has the rest",
+                    )
+                },
+                formula="gamma = 1 - beta, alpha = beta",
+            ),
+            mean_over="token",
+            formula="mean_N logp(forget)",
+            source="arXiv:2302.09880, NegGrad+",
+            note="graddiff with one knob for both weights. Called beta in the paper and alpha in the authors' code; "
+            "0.95 is said to be their value for small data, 0.9999 for large.",
+            failure=UNBOUNDED + " Near 1 it is fine-tuning and forgets nothing.",
+        ),
+        Method(
+            name="nabla_tau",
+            forget=losses.nabla_tau,
+            retain="nll",
+            params={
+                "target": Knob(
+                    default=0.0,
+                    search=(0.0,),
+                    closed=True,
+                    help="loss to rise to, nats per token; 0: the mean loss on data never trained on",
+                )
+            },
+            weights=Weights(
+                fn=weights.decaying_mixture,
+                params={
+                    "start": Knob(
+                        default=0.5,
+                        search=(0.05, 0.15, 0.5),
+                        high=1.0,
+                        closed=True,
+                        help="weight of the forget term at the first update",
+                    )
+                },
+                formula="gamma = start (1 - t/T), alpha = 1 - gamma, at update t of T",
+            ),
+            mean_over="token",
+            formula="ReLU(target + mean_N logp(forget))^2",
+            source="arXiv:2403.14339; weights and schedule as in the authors' code",
+            note="The paper itself could not be read: equation and schedule are those of the authors' notebooks. They "
+            "measure the target on validation data every five epochs, under the model as it then is. Here it is "
+            "measured once, before the first update: the start model's loss on what it never saw (split holdout), "
+            "without that split gold's on the forget set; without either it has to be given. "
+            "Their start is 0.5 for text, and for images 5/3 of the forget set's share of the training set. Where a "
+            "step is divided into micro-batches, the mean of the whole batch takes one more forward pass over it.",
+            failure="The mean reaches the target while some items are far above it and others memorised still. With "
+            "a target near the start's loss it does nothing.",
+        ),
+        Method(
+            name="l1_sparse",
+            forget=losses.l1,
+            retain="nll",
+            weights=Weights(
+                fn=weights.decaying,
+                params={
+                    "strength": Knob(
+                        default=5e-4,
+                        search=(1e-5, 1e-4, 5e-4, 1e-3),
+                        closed=True,
+                        help="weight of the penalty at the first update",
+                    )
+                },
+                formula="gamma = strength (1 - t/T), alpha = 1, at update t of T",
+            ),
+            mean_over="token",
+            formula="sum |theta|, over the trained weights",
+            source="arXiv:2304.04934, sparsity-aware unlearning; schedule as in the authors' code",
+            note="Never reads the forget set. In the loss, not through the optimizer's weight decay. The penalty is "
+            "lowered after every update, in the authors' code after every epoch. Under LoRA the adapters are what "
+            "is penalised, which takes the training back instead of making the model sparse.",
+            failure="Forgets what the retain set does not need, whatever was asked for; the strength that does so "
+            "grows with the model, and one too large takes everything.",
+        ),
+        Method(
+            name="bad_teacher",
+            forget=distill.bad_teacher,
+            retain="kl",
+            alpha_search=(1.0, 2.0, 5.0),
+            mean_over="token",
+            formula="mean_N KL(p_untrained || p)(forget)",
+            source="arXiv:2205.08096",
+            note="The paper itself could not be read: direction and temperature are those of the authors' code, which "
+            "mixes all forget samples and a share of the retain ones in one batch. Here both terms have a batch of "
+            "their own, weighed by gamma and alpha. The untrained model is made of the start model's config with a "
+            "seed derived from the run's, and held whole, under LoRA too.",
+            failure="Guesses at random where a model that never saw the item would guess well, which gives it away. "
+            "Where the architecture's initialisation has large weights the untrained model is sure of its guesses.",
+        ),
+        Method(
+            name="random_label",
+            forget=losses.random_label,
+            retain="nll",
+            alpha_search=(1.0, 2.0, 5.0),
+            mean_over="token",
+            formula="-mean_N logp(random answer)",
+            source="arXiv:1911.04933, a baseline there; arXiv:2310.12508 without its mask",
+            note="The answers are drawn as for salun.",
+            failure="Teaches wrong answers, held as firmly as the right one was.",
         ),
         # --- edits and masks
         Method(

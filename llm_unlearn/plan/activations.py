@@ -33,6 +33,7 @@ LOGITS: dict[str, tuple[int, int, float]] = {
     # also the reference's logits and log_softmax, a second log_softmax, and three inside kl_div, which keeps one
     "kl": (2, 8, 2),
     "scrub": (2, 8, 2),
+    "bad_teacher": (2, 8, 2),
     "distil": (3, 8, 2),
     "undial": (2, 7, 2),
     "me": (1, 3, 2),
@@ -69,7 +70,7 @@ class Pass:
         batch: over which batch.
         reads: what the loss reads, a key of LOGITS.
         depth: how many decoder layers that is; None for all.
-        reference: whether the start model makes the same pass, without a graph.
+        reference: whether a frozen model makes the same pass, without a graph.
         term: whose pass it is, where gradients are taken term by term.
     """
 

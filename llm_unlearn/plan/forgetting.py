@@ -16,7 +16,7 @@ from llm_unlearn.data.batches import length_sorted
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.scoring import MAX_TOKENS as SCORED_TOKENS
 from llm_unlearn.methods.gradients import GRADIENTS
-from llm_unlearn.methods.spec import Method, input_names
+from llm_unlearn.methods.spec import VOCABULARY, Method, input_names
 from llm_unlearn.methods.terms import RETAIN_TERMS
 from llm_unlearn.plan.activations import LOGITS, BatchShape, Pass, step_peak
 from llm_unlearn.plan.batches import LOOKED_AT, Update, batch_sizes
@@ -33,7 +33,7 @@ from llm_unlearn.unlearn.masked import WeightMask, make_masks
 from llm_unlearn.unlearn.objective import ANSWERS, Items, Objective, UnlearnTask, resolve_objective
 from llm_unlearn.unlearn.wrapped import choose_wrapper
 
-REFERENCED = ("ref_logits_NV", "ref_hidden_NH")
+REFERENCED = ("ref_logits_NV", "ref_hidden_NH", "bad_logits_NV")  # read from a frozen model at every update
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def method_passes(method: Method, retain: str, layer: int) -> list[Wanted]:
         hidden = "hidden_NH" in names
         reads, depth = ("hidden", layer + 1) if hidden else (_reads(fn, names), None)
         others = {n: a for a in ANSWERS for n in names if n.startswith((f"{a}_", f"ref_{a}_"))}
-        sources = [*([base] if len(others) < len(names) else []), *dict.fromkeys(others.values())]
+        own = any("batch" in VOCABULARY[n] for n in names)
+        sources = [*([base] if own else []), *dict.fromkeys(others.values())]
         referenced = any(name in REFERENCED for name in names)
         out += [Wanted(base, source, reads, depth, referenced) for source in sources]
     return out
@@ -92,7 +93,8 @@ def forgetting(
     updates = _updates(task, wanted, name, config.loop.max_steps, batch // (world * n_micro))
     needs_targets = "generic" in objective.needs
     beside = Beside(
-        reference=any(work.reference for work in wanted),
+        reference=bool(objective.needs & {"ref_logits", "ref_hidden"}),
+        untrained="bad_logits" in objective.needs,
         best=config.stop.keep == "best",
         pretrained=True,
         gold=config.gold is not None,

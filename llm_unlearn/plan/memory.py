@@ -65,6 +65,7 @@ class Beside:
 
     Attributes:
         reference: a frozen copy of the start model (none under LoRA).
+        untrained: a frozen model of the same size that was never trained.
         grokfast: a running mean of the gradients.
         best: the best weights so far (on the CPU).
         pretrained: weights come from files, which are mapped while they are copied.
@@ -76,6 +77,7 @@ class Beside:
     """
 
     reference: bool = False
+    untrained: bool = False
     grokfast: bool = False
     best: bool = False
     pretrained: bool = False
@@ -131,7 +133,7 @@ def memory(
     weights = _share((2 if in_16_bit else w) * p, world, split_weights)
     optimizer = _share(state, world, split_optimizer)
     held = weights + optimizer
-    copy = w * p if beside.reference and not shape.adapted else 0
+    copy = w * p * ((beside.reference and not shape.adapted) + beside.untrained)
     remembered, kept = _remembered(shape, beside, trained)
     if deepspeed or split_gradients:
         gradients = max(gradients, w * t)

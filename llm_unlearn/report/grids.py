@@ -21,18 +21,22 @@ WORLD = (
     ("trained two-hop", "forget_trained_inf_acc"),
     ("retain acc", "retain_acc"),
     ("retain two-hop", "retain_inf_acc"),
+    ("test acc", "test_acc"),
+    ("bystander acc", "bystander_acc"),
     ("utility", "model_utility"),
 )
 TOFU = (("forget prob", "forget_Q_A_Prob"), ("forget quality", "forget_quality"), ("utility", "model_utility"))
 """For suites without accuracies."""
 
-DETAIL_ONLY = ("forget_trained_inf_acc", "retain_inf_acc", "forget_quality")
+DETAIL_ONLY = ("forget_trained_inf_acc", "retain_inf_acc", "bystander_acc", "forget_quality")
 
 CONTRASTED = {
     "forget_acc~gold": "Gap to gold on forgotten questions (less is better)",
     "forget_inf_acc~gold": "Gap to gold on held-out questions that need a forgotten fact (less is better)",
     "forget_Q_A_Prob~gold": "Gap to gold in forget probability (less is better)",
     "retain_acc": "Retain accuracy (more is better)",
+    "test_acc": "Test accuracy (more is better)",
+    "unlearning_balance": "Balance of forgetting and keeping (more is better)",
     "model_utility": "Model utility (more is better)",
     "updates_to_target": "Updates to target (fewer is faster)",
     "retain_at_target": "Retain accuracy at the target (more is better)",
@@ -325,6 +329,8 @@ def _legend(comparison: Comparison) -> str:
         "forget_trained_inf_acc": "trained two-hop: the trained ones of that sort, which may be remembered as they are",
         "forget_Q_A_Prob": "forget prob: probability of the forgotten answers",
         "retain_acc": "retain acc, retain two-hop: the same for what is kept",
+        "test_acc": "test acc, bystander acc: the same for images nothing was trained on, of what stays and of the "
+        "classes that nothing was forgotten of",
     }
     said = [text for measure, text in words.items() if measure in {m for _, m in shown_columns(comparison)}]
     said.append("gap to gold: distance of the first number to gold's (doing nothing's in brackets)")

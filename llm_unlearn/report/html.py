@@ -18,6 +18,7 @@ from llm_unlearn.report import plots
 from llm_unlearn.report.answers import answer_rows, pick_run
 from llm_unlearn.report.collect import GrokRun, ReportData, paired, report_data
 from llm_unlearn.report.grids import Grid, Row, contrasts, detail, ends, overview
+from llm_unlearn.report.paper import paper
 from llm_unlearn.report.text import DASH, count, number, printable
 from llm_unlearn.report.verdict import verdict
 
@@ -58,6 +59,7 @@ def render(data: ReportData) -> str:
         overview=overview(c) if c else None,
         details=[*(detail(c, group) for group in c.groups), *ends(c)] if c else [],
         contrasts=contrasts(c) if c and c.contrasts else None,
+        published=paper(data.outcomes),
         frontiers=_markup(plots.frontiers(c)) if c else {},
         updates=Markup(updates) if updates else None,
         methods=methods_used(data),

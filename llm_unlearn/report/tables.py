@@ -212,9 +212,8 @@ def _markdown(grid: Grid) -> str:
         mark = marks.get(row.kind, "")
         first = f"{mark}{row.cells[0]}{mark}"
         lines.append(line([first, *row.cells[1:], *[""] * (len(grid.columns) - len(row.cells))]))
-    return (
-        f"### {printable(grid.title)}\n\n" + "\n".join(lines) + "".join(f"\n\n{printable(note)}" for note in grid.notes)
-    )
+    title, *notes = (printable(text).replace("<", "&lt;") for text in (grid.title, *grid.notes))
+    return f"### {title}\n\n" + "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
 def _said(answer: Said | None) -> Text:

@@ -15,6 +15,7 @@ JUDGED = {
     "forget_Q_A_Prob~gold": "the gap to gold in forget probability",
     "forget_inf_acc~gold": "the gap to gold on held-out questions that need a forgotten fact",
     "retain_acc": "retain accuracy",
+    "test_acc": "test accuracy",
     "model_utility": "model utility",
 }
 

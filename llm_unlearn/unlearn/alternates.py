@@ -64,7 +64,7 @@ def group_alternates(
     """
     flat = [(i, text) for i, drawn in enumerate(texts) for text in drawn]
     coded = encode_answers(tokenizer, [(rows[i], text) for i, text in flat], fmt)
-    kept = [k for k, item in enumerate(coded) if max_length is None or len(item.ids) <= max_length]
+    kept = [k for k, item in enumerate(coded) if max_length is None or item.n_inputs < max_length]
     counts = np.bincount([flat[k][0] for k in kept], minlength=len(rows))
     if (empty := np.flatnonzero(counts == 0)).size:
         raise UserError(

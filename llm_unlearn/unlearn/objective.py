@@ -17,8 +17,8 @@ from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.methods.hidden import control_vector
 from llm_unlearn.methods.losses import sum_by_row, token_logprobs
-from llm_unlearn.methods.needs import check_params, needs
-from llm_unlearn.methods.spec import Method, input_names
+from llm_unlearn.methods.needs import check_params, lacks_in_images, needs, weights_at
+from llm_unlearn.methods.spec import VOCABULARY, Method, input_names
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.methods.terms import RETAIN_TERMS
 from llm_unlearn.train.cost import count_pass
@@ -27,7 +27,7 @@ from llm_unlearn.train.tasks import Place
 from llm_unlearn.unlearn.alternates import Alternates
 from llm_unlearn.unlearn.config import MethodConfig
 from llm_unlearn.unlearn.generic import GenericTargets
-from llm_unlearn.unlearn.reference import CachedLogprobs, FrozenModel
+from llm_unlearn.unlearn.reference import CachedLogprobs, FrozenModel, UntrainedModel
 from llm_unlearn.unlearn.turns import Alternating, Turn, joint
 
 ANSWERS = ("idk", "alt", "rl")  # batches that answer the forget questions with something else
@@ -48,12 +48,15 @@ class Items:
 
 @dataclass(frozen=True)
 class Part:
-    """One batch of a micro-step with its items' numbers, and the tokens and rows of its sort in the whole step."""
+    """One batch of a micro-step with its items' numbers, the tokens and rows of its sort in the whole step, and which
+    step that is.
+    """
 
     batch: Batch
     numbers: np.ndarray
     step_tokens: int
     step_rows: int
+    step: int
 
     def share(self, mean_over: str) -> float:
         """Return this micro-batch's share of a mean over the step's tokens or sequences."""
@@ -62,7 +65,9 @@ class Part:
 
 @dataclass
 class Objective:
-    """A method, resolved against a model: weights, knobs, layer, and the reference it needs."""
+    """A method, resolved against a model: weights, knobs, layer, and the frozen models it needs. `updates` is how many
+    the run has, for weights that follow a schedule.
+    """
 
     method: Method
     retain: str
@@ -70,7 +75,9 @@ class Objective:
     gamma: float
     alpha: float
     layer: int
+    updates: int = 1
     reference: FrozenModel | None = None
+    untrained: UntrainedModel | None = None
     cached: dict[str, CachedLogprobs] = field(default_factory=dict)
     control_H: Tensor | None = None
     generic: GenericTargets | None = None
@@ -87,15 +94,44 @@ class Objective:
         """What has to be provided: see methods.needs.needs."""
         return needs(self.method, self.retain)
 
+    def weights(self, step: int) -> tuple[float, float]:
+        """Return the weights of the forget and of the retain term in a step, counted from 0."""
+        if self.method.weights is None:
+            return self.gamma, self.alpha
+        return weights_at(self.method, min(step / self.updates, 1.0), self.params)
 
-def make_objective(config: MethodConfig, model: Any, items: Items, seed: int, batch_size: int = 32) -> Objective:
+
+def make_objective(
+    config: MethodConfig,
+    model: Any,
+    items: Items,
+    seed: int,
+    batch_size: int = 32,
+    *,
+    updates: int = 1,
+    unseen_logp: float | None = None,
+) -> Objective:
     """Resolve a method's config against the start model. Raises UserError for an unknown method or knob, or an unmet
-    need. `batch_size` is that of the run.
+    need.
+
+    Args:
+        config: of the method.
+        model: the start model, wrapped (AnswerModel).
+        items: of the run.
+        seed: of what is drawn: a control vector, an untrained model.
+        batch_size: of the run.
+        updates: how many the run has, which schedules of weights are stretched over.
+        unseen_logp: mean log-probability of an answer token never trained on, in nats; None if unknown.
     """
     objective = resolve_objective(config, model.lm.config, items, batch_size)
+    objective.updates = updates
+    if objective.params.get("target") == 0:
+        objective.params = {**objective.params, "target": _unseen_loss(config.name, unseen_logp)}
     wanted = objective.needs
     if wanted & {"ref_logits", "ref_hidden"}:
         objective.reference = FrozenModel(model)
+    if "bad_logits" in wanted:
+        objective.untrained = UntrainedModel(model, seed)
     if "ref_logp" in wanted:
         objective.cached["forget"] = CachedLogprobs(model, items.forget)
         if "idk" in wanted:
@@ -119,7 +155,7 @@ def resolve_objective(config: MethodConfig, lm_config: Any, items: Items, batch_
         params = check_params(method, config.params, retain)
     except ValueError as error:
         raise UserError(str(error)) from None
-    layers = lm_config.num_hidden_layers
+    layers = lm_config.num_hidden_layers if "hidden" in wanted else 0
     layer = max(layers // 2 - 1, 0) if config.layer is None else config.layer
     if "hidden" in wanted and layers < 2:
         raise UserError(
@@ -138,8 +174,9 @@ def resolve_objective(config: MethodConfig, lm_config: Any, items: Items, batch_
         )
     _check_forget(method, params, wanted, items)
     _refuse_idle(config, method, retain, wanted)
-    gamma = method.gamma if config.gamma is None else config.gamma
-    alpha = method.alpha if config.alpha is None else config.alpha
+    gamma, alpha = weights_at(method, 0.0, params)
+    gamma = gamma if config.gamma is None else config.gamma
+    alpha = alpha if config.alpha is None else config.alpha
     objective = Objective(method, retain, params, gamma, alpha, layer)
     if method.rule == "turns":
         objective.turn = Alternating(math.ceil(params["msteps"] * math.ceil(len(items.forget) / batch_size)))
@@ -157,17 +194,29 @@ def _check_forget(method: Method, params: Mapping[str, float], wanted: frozenset
         )
 
 
+def _unseen_loss(name: str, unseen_logp: float | None) -> float:
+    if unseen_logp is None:
+        raise UserError(
+            f"method '{name}' raises the forget loss to that of data never trained on, and there is neither gold nor a "
+            "split holdout to take it from; set method.params.target (nats per token), or give gold"
+        )
+    return -unseen_logp
+
+
 def _refuse_idle(config: MethodConfig, method: Method, retain: str, wanted: frozenset[str]) -> None:
     """Refuse a setting that would stand in the results and have had no effect."""
+    rule = method.weights
     idle = {
-        "gamma": config.gamma is not None and method.forget is None,
-        "alpha": config.alpha is not None and retain == "none",
+        "gamma": config.gamma is not None and (method.forget is None or rule is not None),
+        "alpha": config.alpha is not None and (retain == "none" or rule is not None),
         "layer": config.layer is not None and "hidden" not in wanted,
         "alternates": config.alternates is not None and "alt" not in wanted,
     }
     for name, useless in idle.items():
         if useless:
             cure = "set method.retain too, or remove it" if name == "alpha" else "remove it"
+            if rule is not None and name in ("gamma", "alpha"):
+                cure = f"set method.params.{next(iter(rule.params))} instead"
             raise UserError(f"method.{name} has no effect on '{method.name}' with retain={retain}; {cure}")
 
 
@@ -181,6 +230,16 @@ def reads_logits(config: MethodConfig) -> bool:
         return True
     terms = [term for term in (method.forget, RETAIN_TERMS[retain].fn) if term is not None]
     return (all if method.rule == "turns" else any)("hidden_NH" not in input_names(term) for term in terms)
+
+
+def check_for_images(config: MethodConfig) -> None:
+    """Refuse a method that trains on answers which only texts have. Raises UserError, also for an unknown method."""
+    method, _ = resolve_method(config)
+    if lacks := lacks_in_images(method):
+        raise UserError(
+            f"method '{method.name}' needs {' and '.join(lacks)}, which images have none of; choose random_label, "
+            "bad_teacher or another method"
+        )
 
 
 def reads_answers(config: MethodConfig, kind: str) -> bool:
@@ -197,7 +256,7 @@ def resolve_method(config: MethodConfig) -> tuple[Method, str]:
         raise UserError(f"unknown method '{config.name}' in method.name{suggest(config.name, METHODS)}")
     method = METHODS[config.name]
     retain = method.retain if config.retain is None else config.retain
-    if method.rule != "joint" and RETAIN_TERMS[retain].fn is None:
+    if method.needs_retain and RETAIN_TERMS[retain].fn is None:
         raise UserError(f"method '{method.name}' needs a retain term; set method.retain={method.retain}")
     return method, retain
 
@@ -217,6 +276,7 @@ class UnlearnTask:
             pad_id,
         )
         self.n_micro = place.n_micro
+        self.step_means: dict[int, Tensor] = {}
         made = items.alt.tokens if items.alt is not None and "alt" in objective.needs else 0
         self.tokens = objective.start_tokens + Counter(reference=made)
 
@@ -228,7 +288,9 @@ class UnlearnTask:
             parts = {}
             for name, (numbers, source) in drawn.items():
                 mine = rank_slice(numbers, self.place.rank, self.place.world, k, self.n_micro)
-                parts[name] = Part(collate([source[i] for i in mine], self.pad_id), mine, totals[name], len(numbers))
+                parts[name] = Part(
+                    collate([source[i] for i in mine], self.pad_id), mine, totals[name], len(numbers), step
+                )
             yield parts
 
     def drawn(self, step: int) -> dict[str, tuple[np.ndarray, Sequence[Item]]]:
@@ -249,8 +311,10 @@ class UnlearnTask:
 
     def loss(self, model: nn.Module, micro: dict[str, Part]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's part of gamma * forget + alpha * retain, and the terms that are in it."""
-        weights = {"forget": self.objective.gamma, "retain": self.objective.alpha}
-        present = ["forget"] * bool(micro.keys() & {"forget", *ANSWERS}) + ["retain"] * ("retain" in micro)
+        gamma, alpha = self.objective.weights(next(iter(micro.values())).step)
+        weights = {"forget": gamma, "retain": alpha}
+        forgets = bool(micro.keys() & {"forget", *ANSWERS}) or "weights" in self.objective.needs
+        present = ["forget"] * forgets + ["retain"] * ("retain" in micro)
         values = {name: self.term(model, micro, name) for name in present}
         total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
         return total, {f"{name}_loss": value for name, value in values.items()}
@@ -264,7 +328,8 @@ class UnlearnTask:
             else (retain.fn, retain.params, retain.mean_over)
         )
         assert fn is not None  # `needs` draws no batch for a term that is not there
-        part = micro[name] if name in micro else next(micro[answers] for answers in ANSWERS if answers in micro)
+        # a term without a batch of its own, on the weights, is divided as the other term's is
+        part = next(micro[source] for source in (name, *ANSWERS, "retain") if source in micro)
         value = self._term(model, fn, micro, name, {knob: self.objective.params[knob] for knob in knobs})
         return value * part.share(over)
 
@@ -272,9 +337,9 @@ class UnlearnTask:
         self, model: nn.Module, fn: Callable[..., Tensor], micro: dict[str, Part], base: str, knobs: Mapping[str, float]
     ) -> Tensor:
         names = input_names(fn)
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"weights": [p for p in model.parameters() if p.requires_grad]}
         others = {a: [n for n in names if n.startswith((f"{a}_", f"ref_{a}_"))] for a in ANSWERS}
-        if sum(map(len, others.values())) < len(names):
+        if any("batch" in VOCABULARY[n] for n in names):
             values.update(self._values(model, micro[base], base, names, ""))
         for answers in ANSWERS:
             if others[answers]:
@@ -308,6 +373,8 @@ class UnlearnTask:
                     f"{prefix}logp_B": sum_by_row(logp_N, batch.row_N, batch.n_rows),
                 }
             )
+            if "step_logp" in names:
+                out["step_logp"] = self._step_logp(model, part, source, logp_N)
             if self.objective.generic is not None and "generic_logp_N" in names:
                 generic_N = self.objective.generic(part.numbers).to(batch.row_N.device)
                 out["generic_logp_N"] = token_logprobs(logits_NV, generic_N)[0]
@@ -320,4 +387,24 @@ class UnlearnTask:
                 *where, self.objective.layer if hidden else None
             )
             self.tokens["reference"] += batch.n_inputs
+        if self.objective.untrained is not None and "bad_logits_NV" in names:
+            out["bad_logits_NV"] = self.objective.untrained(*where)
+            self.tokens["reference"] += batch.n_inputs
         return out
+
+    @torch.no_grad()
+    def _step_logp(self, model: nn.Module, part: Part, source: str, logp_N: Tensor) -> Tensor:
+        """Return the mean log-probability of all answer tokens in the step's batch, at the weights as they are: that of
+        the micro-batch where it is the whole, else by forward passes over the whole on every process, once a step.
+        """
+        if part.step_tokens == len(logp_N):
+            return logp_N.mean()
+        if part.step not in self.step_means:
+            numbers, items = self.drawn(part.step)[source]
+            total = logp_N.new_zeros(())
+            for group in np.array_split(numbers, len(numbers) // len(part.numbers)):
+                batch = collate([items[i] for i in group], self.pad_id).to(logp_N.device)
+                total += token_logprobs(model(batch.inputs, batch.index_N), batch.labels_N)[0].sum()
+                count_pass(self.tokens, batch)
+            self.step_means = {part.step: total / part.step_tokens}
+        return self.step_means[part.step]

@@ -23,7 +23,7 @@ from llm_unlearn.train.origin import check_same_request, gold_kind, request_dige
 from llm_unlearn.unlearn.alternates import Alternates, generated, group_alternates, perturbed, swapped
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.labels import random_answers
-from llm_unlearn.unlearn.objective import Items, reads_answers
+from llm_unlearn.unlearn.objective import Items, check_for_images, reads_answers
 from llm_unlearn.unlearn.start import Start
 from llm_unlearn.unlearn.stopping import Level
 
@@ -37,6 +37,8 @@ def draw_items(config: UnlearnConfig, start: Start, model: AnswerModel | None, t
     Only alternates that are generated need a model. Raises UserError for those without one.
     """
     data, seed = start.data, config.seed
+    if start.corpus.kind == "image":
+        check_for_images(config.method)
     idk: list[Item] = []
     alt, rl = None, None
     if reads_answers(config.method, "idk"):
@@ -76,6 +78,7 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
         _, loss, probability = quick_scores(judge, _few_items(config, start, tokenizer, splits[split]))
         return probability, -loss
 
+    unseen = scores(model, "holdout") if "holdout" in splits else None
     if config.gold is not None:
         check_same_request(
             config.gold,
@@ -86,15 +89,16 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
         )
         gold = answer_model(load_model(config.gold, config.dtype)).to(next(model.parameters()).device)
         source, (probability, logp) = "gold", scores(gold, "forget")
-    elif "holdout" in splits:
-        source, (probability, logp) = "never seen", scores(model, "holdout")
+    elif unseen is not None:
+        source, (probability, logp) = "never seen", unseen
     else:
         source, probability, logp = "start", None, None
+    unseen_logp = None if unseen is None else unseen[1]
     if config.stop.target is not None:
-        return Level(config.stop.target, "given", logp)
+        return Level(config.stop.target, "given", logp, unseen_logp)
     if probability is None:
         return Level(SHARE_OF_START * scores(model, "forget")[0], source)
-    return Level(probability + config.stop.margin, source, logp)
+    return Level(probability + config.stop.margin, source, logp, unseen_logp)
 
 
 def _alternates(config: UnlearnConfig, start: Start, model: AnswerModel | None, tokenizer: Any) -> Alternates:

@@ -1,4 +1,6 @@
-"""The frozen start model that some losses compare with: a copy of it, or only its log-probabilities, computed once."""
+"""The frozen models that some losses compare with: the start model, as a copy or only its log-probabilities, computed
+once; and one that was never trained.
+"""
 
 from __future__ import annotations
 
@@ -51,3 +53,19 @@ class FrozenModel:
             out = self.model(input_ids_BT, index_N, layer)
         self.model.train(was_training)
         return out
+
+
+class UntrainedModel(FrozenModel):
+    """A model of the start model's architecture with random weights: its class built anew from its config.
+
+    Held whole beside the model, under LoRA too: adapters say nothing about a base with other weights.
+    """
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self.adapted = False
+        lm = model.lm.get_base_model() if hasattr(model.lm, "get_base_model") else model.lm
+        like = next(lm.parameters())
+        with torch.random.fork_rng(devices=[]):  # on the CPU: the same model whatever the device
+            torch.default_generator.manual_seed(seed)
+            fresh = type(lm)(lm.config)
+        self.model = type(model)(fresh.to(like.device, like.dtype)).eval().requires_grad_(False)

@@ -137,9 +137,17 @@ class _Job:
 
 def _train(job: _Job) -> tuple[Run, Meter, dict[str, Any]]:
     """Minimise the method's loss."""
-    config, model, items = job.config, job.model, job.items
+    config, model, items, level = job.config, job.model, job.items, job.watch.level
     wrapper, batch_size = choose_wrapper(config.method), config.loop.batch_size
-    objective = make_objective(config.method, model, items, derive(config.seed, "control"), batch_size)
+    objective = make_objective(
+        config.method,
+        model,
+        items,
+        derive(config.seed, "control"),
+        batch_size,
+        updates=config.loop.max_steps,
+        unseen_logp=level.logp if level.unseen_logp is None else level.unseen_logp,
+    )
     draws = (items, batch_size, derive(config.seed, "order"), job.place, job.pad_id)
     task = UnlearnTask(objective, *draws) if wrapper is None else WrappedTask(objective, wrapper, *draws)
     meter = Meter(task.tokens, job.clock)
@@ -160,6 +168,8 @@ def _train(job: _Job) -> tuple[Run, Meter, dict[str, Any]]:
     told: dict[str, Any] = {"dual": dual[0].state_dict()} if dual else {}
     if objective.generic is not None:
         told["generic_changed"] = objective.generic.changed
+    if "target" in objective.params:
+        told["target_loss"] = objective.params["target"]
     return run, meter, told
 
 

@@ -31,11 +31,14 @@ class Level:
         target: forget probability (mean length-normalised probability of the forget answers) to come down to.
         source: where it is from: "given", "gold", "never seen" or "start".
         logp: mean log-probability of an answer token, in nats, of a model that does not know them; None if unknown.
+        unseen_logp: that of the start model on items like the forgotten ones that it was never trained on (split
+            holdout); None where there are none.
     """
 
     target: float
     source: str
     logp: float | None = None
+    unseen_logp: float | None = None
 
 
 def kept(line: Line, start: Line) -> float:

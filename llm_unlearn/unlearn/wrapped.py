@@ -80,14 +80,13 @@ class WrappedTask(UnlearnTask):
         The losses are those at the step's weights, whatever other weights the wrapper looks at.
         """
         oracle = StepGradients(self, run, weights)
-        gradient = GRADIENTS[self.wrapper.name].fn(
-            oracle, self.memory, gamma=self.objective.gamma, alpha=self.objective.alpha, **self.wrapper.params
-        )
+        gamma, alpha = self.objective.weights(run.step)
+        gradient = GRADIENTS[self.wrapper.name].fn(oracle, self.memory, gamma=gamma, alpha=alpha, **self.wrapper.params)
         for weight, value, used in zip(weights, gradient, oracle.reached(), strict=True):
             # as without a wrapper: what no term reaches has no gradient, and the optimizer leaves it alone
             weight.grad = value.to(weight.dtype) if used else None
         shown = {f"{term}_loss": value for term, value in oracle.losses.items()}
-        total = self.objective.gamma * shown["forget_loss"] + self.objective.alpha * shown["retain_loss"]
+        total = gamma * shown["forget_loss"] + alpha * shown["retain_loss"]
         return total, shown
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,8 +112,12 @@ class StepGradients:
         """Return the gradient of a term, in float32, at the weights or at the weights plus `shift`."""
         if shift is None:
             return self._whole(term, record=term not in self.losses)
-        with shifted(self.weights, shift):
-            return self._whole(term, record=False)
+        self.task.step_means.clear()  # of other weights
+        try:
+            with shifted(self.weights, shift):
+                return self._whole(term, record=False)
+        finally:
+            self.task.step_means.clear()
 
     def rows(self, term: str) -> list[Tensor]:
         """Return the term's gradient item by item, (B, *shape) each, all processes' items after each other."""

@@ -45,7 +45,8 @@ def launched(given: list[str], recipe: str = "run_unlearn") -> subprocess.Comple
 
 
 # rmu leaves the layers above the one it reads without a gradient, npo reaches all, with embed in one term of two;
-# wrappers add gradients up over processes themselves, scrub takes turns, pdu's dual follows the loss of all processes
+# wrappers add gradients up over processes themselves, scrub takes turns, pdu's dual follows the loss of all processes,
+# nabla_tau compares the mean of the whole batch, l1_sparse has a term without one
 METHODS = {
     "rmu": ["method.name=rmu"],
     "npo_embed": ["method.name=npo", "method.retain=embed"],
@@ -57,6 +58,10 @@ METHODS = {
     "scrub": ["method.name=scrub"],
     "pdu": ["method.name=pdu", "method.params.warmup=0"],
     "salun": ["method.name=salun"],
+    "nabla_tau": ["method.name=nabla_tau", "method.params.target=9", "loop.micro_batch=2"],
+    "l1_sparse": ["method.name=l1_sparse", "loop.micro_batch=2"],
+    # its own retain term is a divergence from the start model: so near to 0 here that its last digits are rounding
+    "bad_teacher": ["method.name=bad_teacher", "method.retain=nll"],
     "whp": ["method.name=whp", "method.params.reinforce_updates=3"],
 }
 

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from llm_unlearn.stats import cluster_bootstrap, holm, mean_interval, paired_difference, wilson
+from llm_unlearn.stats import (
+    cluster_bootstrap,
+    deviation_interval,
+    holm,
+    mean_interval,
+    paired_difference,
+    variance_ratio,
+    wilson,
+)
 
 
 def test_mean_interval_by_hand():
@@ -153,3 +161,85 @@ def test_holm_keeps_the_family_wise_error():
     rng = np.random.default_rng(4)
     rejected = [(holm(rng.uniform(size=8)) <= 0.05).any() for _ in range(4000)]
     assert np.mean(rejected) <= 0.065  # bound .05 + 4 standard errors
+
+
+def test_a_deviation_and_a_ratio_of_variances_by_hand():
+    x = np.array([0.0, 1.0, 2.0, 5.0])
+    logs = np.log([np.delete(x, i).var(ddof=1) for i in range(4)])
+    pseudo = 4 * np.log(x.var(ddof=1)) - 3 * logs
+    half = scipy_stats.t.ppf(0.975, 3) * pseudo.std(ddof=1) / 2
+    found = deviation_interval(x)
+    assert (found.mean, found.n) == (pytest.approx(x.std(ddof=1)), 4)
+    assert (found.lo, found.hi) == pytest.approx(tuple(np.exp((pseudo.mean() + np.array([-half, half])) / 2)))
+    ratio = variance_ratio(3 * x, x)
+    assert (ratio.mean, ratio.lo, ratio.hi) == pytest.approx((9, 9, 9)), "pairs: the same seeds, three times as far"
+    assert ratio.p < 1e-9
+    other = [1.0, 0.0, 4.0, 2.0]
+    there, back = variance_ratio(x, other), variance_ratio(other, x)
+    assert (back.mean, back.lo, back.hi, back.p) == pytest.approx((1 / there.mean, 1 / there.hi, 1 / there.lo, there.p))
+    assert variance_ratio(x, x[::-1]).mean == pytest.approx(1)
+    both = variance_ratio(np.stack([x, 2 * x], 1), np.stack([other, other], 1))
+    assert both.mean == pytest.approx(2 * there.mean), "geometric mean of r and 4 r"
+    assert (both.lo, both.hi, both.p < there.p) == (pytest.approx(2 * there.lo), pytest.approx(2 * there.hi), True)
+
+
+def test_spread_below_the_grid_is_the_grids():
+    same = [1.0, 1.0, 1.0, 1.0]
+    found = deviation_interval(same, resolution=0.1)
+    assert (found.mean, found.lo, found.hi) == pytest.approx((0.1 / np.sqrt(12),) * 3)
+    wide = [1.0, 3.0, 2.0, 5.0]
+    assert variance_ratio(wide, same, resolution=0.1).mean == pytest.approx(np.var(wide, ddof=1) / (0.01 / 12) + 1)
+    assert variance_ratio(wide, wide, resolution=0.1).p == 1
+    with pytest.raises(ValueError, match="neither side varies"):
+        variance_ratio(same, [1.0, 1.1, 1.0, 1.1], resolution=0.1)
+    for call in (lambda: deviation_interval(same), lambda: variance_ratio([1, 2, 3, 4], same)):
+        with pytest.raises(ValueError, match="say on which grid"):
+            call()
+
+
+def test_refusals_of_spread():
+    with pytest.raises(ValueError, match="at least 4 seeds needed, got 3"):
+        deviation_interval([1, 2, 3])
+    with pytest.raises(ValueError, match="match them by seed"):
+        variance_ratio([1, 2, 3, 4], [1, 2, 3, 4, 5])
+    with pytest.raises(ValueError, match="level"):
+        variance_ratio([1, 2, 3, 4], [1, 2, 3, 5], level=1)
+    with pytest.raises(ValueError, match="finite"):
+        deviation_interval([1, 2, np.inf, 3])
+
+
+@pytest.mark.parametrize(
+    ("draw", "sd", "least"),
+    [
+        (lambda rng, size: rng.normal(size=size), 1.0, (0.93, 0.93)),
+        (lambda rng, size: rng.standard_t(5, size), np.sqrt(5 / 3), (0.90, 0.91)),
+        (lambda rng, size: rng.exponential(size=size), 1.0, (0.86, 0.88)),  # as the docstrings say: not quite
+    ],
+    ids=["normal", "t5", "exponential"],
+)
+def test_intervals_of_spread_cover_at_five_seeds(draw, sd, least):
+    rng, runs = np.random.default_rng(3), 1500
+    ones, ratios, levels = [], [], []
+    for _ in range(runs):
+        x, y = draw(rng, (2, 5))
+        y = 0.6 * x + 0.8 * y  # seeds move both sides
+        one, ratio = deviation_interval(x), variance_ratio(2 * x, y)
+        ones.append(one.lo <= sd <= one.hi)
+        ratios.append(ratio.lo <= 4 <= ratio.hi)
+        levels.append((ratio.p <= 0.05) == (ratio.lo > 1 or ratio.hi < 1))
+    assert least[0] <= np.mean(ones) <= 0.98
+    assert least[1] <= np.mean(ratios) <= 0.98
+    assert all(levels)
+
+
+@pytest.mark.parametrize("sd", [0.5, 1.0, 2.0])
+def test_equal_spreads_on_a_grid_are_seldom_told_apart(sd):
+    rng, runs = np.random.default_rng(4), 600
+    told = 0
+    for _ in range(runs):
+        a, b = np.round(rng.uniform(-0.5, 0.5, (2, 1)) + sd * rng.normal(size=(2, 5)))
+        try:
+            told += variance_ratio(a, b, resolution=1.0).p <= 0.05
+        except ValueError:
+            continue  # below the grid nothing is said
+    assert told / runs <= 0.08

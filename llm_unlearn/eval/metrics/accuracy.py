@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from llm_unlearn.eval.metrics.base import Record
+from llm_unlearn.eval.metrics.base import Record, mean_of_items
+
+GAPS = ("test/accuracy_gap", "retain/accuracy_gap", "forget/accuracy_gap")  # "split/metric"
 
 # Only what ends a sentence or a quotation: "C++." is "C++", and "C++" is not "C".
 _TRAILING = " .,;:!?…\"'”’"
@@ -25,6 +28,43 @@ def accuracy(records: Sequence[Record]) -> np.ndarray:
         if record.correct is None:
             raise ValueError(f"record {record.index} has no verdict; generate before computing accuracy")
     return np.array([record.correct for record in records], dtype=np.float64)
+
+
+def top1_accuracy(records: Sequence[Record]) -> np.ndarray:
+    """1 where every token of the answer is the most likely one under teacher forcing, else 0: for an answer of one
+    token, such as the class of an image, the usual accuracy of a classifier. Nothing is generated.
+
+    Returns:
+        (n,) float64, 0 or 1.
+    """
+    return np.array([record.scored.hit.all() for record in records], dtype=np.float64)
+
+
+def constant_accuracy(records: Sequence[Record]) -> float:
+    """Accuracy of giving every item of a split its most common answer: what telling nothing apart scores at best.
+
+    Returns:
+        In (0, 1]; NaN without records.
+    """
+    most = Counter(record.answer for record in records).most_common(1)
+    return most[0][1] / len(records) if most else float("nan")
+
+
+def accuracy_gap(items: np.ndarray, gold: np.ndarray) -> float:
+    """|mean - gold's mean| of (n,) accuracies, in [0, 1]: a row of the gap to retraining of Fan et al. 2024
+    (arXiv:2310.12508, table 1).
+    """
+    return abs(mean_of_items(items) - mean_of_items(gold))
+
+
+def average_gap(parts: Mapping[str, float]) -> float:
+    """Mean of `accuracy_gap` over the test, retain and forget splits, in [0, 1]: the average gap of Fan et al. 2024
+    (arXiv:2310.12508, table 1) without their fourth part, the membership attack, which is reported beside it.
+
+    Args:
+        parts: gap by each name in `GAPS`.
+    """
+    return float(np.mean([parts[name] for name in GAPS]))
 
 
 def choice_accuracy(records: Sequence[Record]) -> np.ndarray:

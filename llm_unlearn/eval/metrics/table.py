@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llm_unlearn.eval.metrics import accuracy as acc
 from llm_unlearn.eval.metrics import collapse, memorisation, mia, rouge
 from llm_unlearn.eval.metrics import forget_quality as fq
 from llm_unlearn.eval.metrics import truth_ratio as tr
-from llm_unlearn.eval.metrics.accuracy import accuracy, choice_accuracy
 from llm_unlearn.eval.metrics.base import mean_of_items
 from llm_unlearn.eval.metrics.model_utility import PARTS, model_utility
 from llm_unlearn.eval.metrics.probability import probability, probability_with_options
@@ -23,6 +23,7 @@ ItemFn = Callable[..., np.ndarray]
 VersusFn = Callable[[np.ndarray, np.ndarray], float]
 NEEDS = ("generation", "perturbed", "vocabulary", "gradient", "reference")
 TOFU = "TOFU, arXiv:2401.06121"
+SALUN = "SalUn, arXiv:2310.12508"
 OPENUNLEARNING = "OpenUnlearning, arXiv:2506.12618"
 
 
@@ -39,7 +40,8 @@ class Metric:
             "relative": fn(value, reference_value) -> float, both of the attack `of` names.
             "pair": fn(scores) -> float, of (n,) scores that take the model and gold at once (`eval.pairs`).
             "corpus": fn(records) -> float, of a split as a whole.
-            "combine": fn(parts) -> float, where parts maps each "split/metric" of `of` to its value.
+            "combine": fn(parts) -> float, where parts maps each "split/metric" (kind "item" or "versus") of `of` to its
+            value.
         kind: one of these.
         unit: of the value.
         direction: "up", "down" or "gold" (nearest to gold is best), on splits that are kept; see `direction_on`.
@@ -131,10 +133,15 @@ _ALL = (
           "longest common subsequence over the answer's length: the benchmark's ROUGE"),
     _item("rougeL_f1", rouge.rougeL_f1, "F1", "up", "Lin 2004", "generation",
           "ROUGE-L that also counts what should not be there"),
-    _item("accuracy", accuracy, "share of items", "up", "this project", "generation",
+    _item("accuracy", acc.accuracy, "share of items", "up", "this project", "generation",
           "generation equals the answer up to case, spacing and punctuation at the end"),
-    _item("choice_accuracy", choice_accuracy, "share of items", "up", "WMDP, arXiv:2403.03218; lm-eval", "perturbed",
-          "right answer is the likeliest of the choices, ties shared; 25 % of four choices is chance"),
+    _item("top1_accuracy", acc.top1_accuracy, "share of items", "up", "this project", "",
+          "every token of the answer is the most likely one; of an image: its class is"),
+    Metric("constant_accuracy", acc.constant_accuracy, "corpus", "share of items", "gold", "this project", 1,
+           "nothing: it is read off the right answers", frozenset(),
+           "accuracy of always giving the split's most common answer: chance, to read accuracies against"),
+    _item("choice_accuracy", acc.choice_accuracy, "share of items", "up", "WMDP, arXiv:2403.03218; lm-eval",
+          "perturbed", "right answer is the likeliest of the choices, ties shared; 25 % of four choices is chance"),
     _item("extraction_strength", memorisation.extraction_strength, "share of tokens", "up", "arXiv:2406.09179", "",
           "share of the answer that greedy decoding completes; n/a below 3 tokens"),
     _item("extraction_strength_openunlearning", memorisation.extraction_strength_openunlearning, "share of tokens",
@@ -161,6 +168,12 @@ _ALL = (
             "truth_ratio_prob_mean", "Cohen's d of right / (right + wrong) against gold; above 0: more is remembered"),
     _versus("forget_wasserstein", fq.forget_wasserstein, "probability", "down", "Wasserstein-1 distance",
             "truth_ratio_prob_mean", "mean shift of right / (right + wrong) against gold"),
+    Metric("accuracy_gap", acc.accuracy_gap, "versus", "share of items", "down", SALUN, 1,
+           "nothing beyond the accuracy, of gold too", frozenset({"reference"}),
+           "distance of the share of items answered rightly (top1_accuracy) to gold's", ("top1_accuracy",)),
+    Metric("average_gap", acc.average_gap, "combine", "share of items", "down", SALUN, 1,
+           "nothing beyond its three parts", frozenset({"reference"}),
+           "mean of the gaps on test, retain and forget; theirs has the membership attack's as a fourth", acc.GAPS),
     _item("loss", mia.loss, "nats per token", "down", "arXiv:1709.01604", "",
           "mean loss of the answer's tokens, end token included"),
     _item("zlib_loss", mia.zlib_loss, "nats per token and byte", "down", "arXiv:2012.07805", "",

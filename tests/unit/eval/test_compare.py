@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.compare import AT_TARGET, Outcome, compare, find_outcomes, load_outcomes
+from llm_unlearn.eval.compare import (
+    AT_TARGET,
+    Outcome,
+    compare,
+    contrasts_between,
+    find_outcomes,
+    load_outcomes,
+    paired_numbers,
+)
 
 REACHED = ((0, 0.9, 1.0), (4, 0.2, 0.8), (8, 0.1, 0.7))  # step, forget probability, retain accuracy
 NEVER = ((0, 0.9, 1.0), (8, 0.3, 0.9))
@@ -280,3 +288,68 @@ def test_results_of_weights_that_are_no_more_do_not_count(tmp_path):
     os.utime(tmp_path / "a/eval-full/results.json", (50, 50))
     (one,) = find_outcomes([tmp_path])
     assert one.number("forget_acc") == 0.4
+
+
+PARTS = {"test_acc": 0.6, "retain_acc": 0.9, "forget_acc": 0.5}
+
+
+def image_run(checkpoint="fit", seed=0, cost=None, stop="max_steps", forget=(1.0, 0.5, 0.05), **values) -> Outcome:
+    o = run("ga", checkpoint, seed, **{**PARTS, **values})
+    path = [{"step": 5 * i, "forget_acc": f, "forget_prob": f, "retain_acc": 1.0} for i, f in enumerate(forget)]
+    return dataclasses.replace(o, trajectory=path, cost=cost or {}, stop=stop)
+
+
+def test_measures_of_model_gold_and_start_at_once():
+    o = image_run()  # gold .1 and start 1 on each
+    assert o.number("ues") == pytest.approx(50 / (40 * 10))
+    assert o.number("forgotten_share") == pytest.approx(0.5 / 0.9)
+    assert o.number("unlearning_balance") == pytest.approx(3 / (0.9 / 0.5 + 1 / 0.6 + 1 / 0.9))
+    assert o.number("test_acc~drop") == pytest.approx(0.4)
+    found = compare([image_run(k, s) for k in ("fit", "grok") for s in range(3)])
+    assert {"ues", "unlearning_balance", "test_acc"} <= set(found.measures)
+    assert "ues" not in compare(study()).measures, "no test accuracy"
+
+
+def test_collapse_is_judged_above_chance():
+    assert not image_run(retain_acc=0.15).collapsed
+    chance = {"retain_chance": {"value": 0.1, "n": 10}}
+    o = image_run(retain_acc=0.15)
+    assert dataclasses.replace(o, metrics={**o.metrics, **chance}).collapsed
+    o = image_run(retain_acc=0.2)
+    assert not dataclasses.replace(o, metrics={**o.metrics, **chance}).collapsed
+
+
+def test_seconds_and_flops_follow_the_updates():
+    cost = {"updates": 20, "train_seconds": 4.0, "flops": 100.0, "reference_flops": 20.0}
+    o = image_run(cost=cost)  # gold's accuracy .1 is reached at update 10, the target .25 too
+    assert [o.number(f"{unit}_to_gold_acc") for unit in ("updates", "seconds", "flops")] == [10, 2, 60]
+    assert o.number("seconds_to_target") == 2
+    assert image_run().number("seconds_to_gold_acc") is None, "cost not known"
+    late = image_run(cost=cost, forget=(1.0, 0.5))
+    assert late.number("updates_to_gold_acc") is None
+    assert (late.time_until("acc").at, late.time_until("acc").reached) == (5, False)
+    assert not late.time_until("acc").ended
+    assert image_run(forget=(1.0, 0.5), stop="collapse").time_until("acc").ended
+
+
+def test_times_are_not_contrasted_where_a_side_never_got_there():
+    runs = [image_run(k, s) for k in ("fit", "grok") for s in range(4)]
+    assert "updates_to_gold_acc" in contrasted(runs)
+    assert "updates_to_gold_acc" not in contrasted([*runs[:-1], image_run("grok", 3, forget=(1.0, 0.5))])
+
+
+def test_contrasts_of_given_pairs_are_corrected_together():
+    values = {"fit": (0.5, 0.6, 0.7), "grok": (0.4, 0.3, 0.5), "easy": (0.3, 0.3, 0.4)}
+    runs = [run("npo", k, s, forget_acc=v) for k, by in values.items() for s, v in enumerate(by)]
+    found = contrasts_between(runs, [("grok", "fit"), ("grok", "easy"), ("grok", "sam")], ["forget_acc"])
+    assert [(c.group, c.baseline) for c in found] == [("grok", "fit"), ("grok", "easy")]
+    assert found[0].mean == pytest.approx(-0.2)
+    assert found[1].mean == pytest.approx(0.2 / 3)
+    ps = [c.p for c in found]
+    assert min(c.p_holm for c in found) == pytest.approx(2 * min(ps))
+    numbers, step = paired_numbers(runs, "npo", "grok", "easy", "forget_acc")
+    assert numbers == {0: (0.4, 0.3), 1: (0.3, 0.3), 2: (0.5, 0.4)}
+    assert step == 1 / N_ROWS
+    assert paired_numbers(runs, "npo", "grok", "sam", "forget_acc")[0] == {}
+    broken = [run("npo", k, s, retain_acc=0.01) for k in ("grok", "easy") for s in range(3)]
+    assert paired_numbers(broken, "npo", "grok", "easy", "forget_acc")[0] == {}

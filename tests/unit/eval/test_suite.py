@@ -26,6 +26,7 @@ SPLITS = {
         "forget_verbmem": GENERATION, "forget_knowmem": GENERATION, "retain_knowmem": GENERATION,
         "forget_text": frozenset({"vocabulary"}), "holdout_text": frozenset({"vocabulary"}),
     },
+    "vision": dict.fromkeys(("test", "retain", "forget", "holdout", "bystander"), frozenset()),
     "wmdp": {f"forget_{subject}": frozenset({"perturbed"}) for subject in ("bio", "cyber", "chem")},
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm_unlearn.methods import card as cards
 from llm_unlearn.methods.card import card, card_text, page
-from llm_unlearn.methods.needs import passes
+from llm_unlearn.methods.needs import needs_text, passes
 from llm_unlearn.methods.table import METHODS
 
 PAGE = Path(cards.__file__).parents[2] / "docs" / "methods.md"
@@ -39,6 +39,12 @@ def test_the_page_is_made_of_the_table():
         ("scrub", None, (1, 1)),
         ("npo_sam", None, (3, 0)),
         ("salun", None, (2, 0)),
+        ("neggrad_plus", None, (2, 0)),
+        ("nabla_tau", None, (2, 0)),
+        ("l1_sparse", None, (1, 0)),
+        ("bad_teacher", None, (2, 2)),
+        ("bad_teacher", "nll", (2, 1)),
+        ("random_label", None, (2, 0)),
         ("task_vector", None, (1, 0)),
         ("ssd", None, (1, 0)),
     ],
@@ -51,6 +57,8 @@ def test_cost_and_memory_by_hand():
     assert (card(METHODS["ga"])["cost"], card(METHODS["ga"])["memory"]) == (1.0, 1.0)
     # two batches forward and backward and one forward pass of a fifth copy of the weights
     assert (card(METHODS["kl"])["cost"], card(METHODS["kl"])["memory"]) == (2.33, 1.25)
+    # the start model and an untrained one
+    assert (card(METHODS["bad_teacher"])["cost"], card(METHODS["bad_teacher"])["memory"]) == (2.67, 1.5)
     # the start model beside a training; weights, a gradient, and two sums of squares
     assert (card(METHODS["task_vector"])["memory"], card(METHODS["ssd"])["memory"]) == (1.25, 1.0)
 
@@ -63,7 +71,8 @@ def test_cards_are_whole(name):
     text = card_text(METHODS[name])
     for knob, its in told["knobs"].items():
         assert f"`{knob}` = {its['default']:g}" in text
-    for part in (told["formula"], told["source"], told["failure"], told["note"]):
+    assert ("for texts only" in text) == needs_text(METHODS[name])
+    for part in (told["weights"] or "", told["formula"], told["source"], told["failure"], told["note"]):
         assert part in text
 
 

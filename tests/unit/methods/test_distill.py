@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from llm_unlearn.methods.distill import distil, generic_targets, pdu, scrub, undial, whp
+from llm_unlearn.methods.distill import bad_teacher, distil, generic_targets, pdu, scrub, undial, whp
 from llm_unlearn.methods.losses import IGNORE, kl, nll, token_logprobs
+from llm_unlearn.methods.tokenwise import me
 
 close = torch.testing.assert_close
 LOG2, LOG3 = math.log(2), math.log(3)
@@ -222,3 +223,36 @@ def test_misuse_is_refused():
         undial(torch.zeros(2, 3), torch.zeros(1, 3), torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="undial: the batch holds no answer token"):
         undial(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0).long())
+
+
+# --- bad_teacher -------------------------------------------------------------------------------------------------
+
+
+def test_bad_teacher_by_hand():
+    """Teacher (1/4, 3/4), student (1/2, 1/2): KL(teacher || student) = log 2 - H(1/4)."""
+    logits_NV, bad_NV = torch.zeros(1, 2), torch.tensor([[0.0, LOG3]])
+    wanted = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    close(bad_teacher(logits_NV, bad_NV), torch.tensor(wanted))
+    other_way = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    close(bad_teacher(bad_NV, logits_NV), torch.tensor(other_way))
+
+
+def test_bad_teacher_with_a_uniform_teacher_is_maximum_entropy(flat):
+    logits_NV = flat[0]
+    close(bad_teacher(logits_NV, torch.zeros_like(logits_NV)), me(logits_NV))
+
+
+def test_bad_teacher_is_zero_where_the_student_is_the_teacher_and_does_not_train_it(flat):
+    logits_NV = flat[0].clone().requires_grad_()
+    teacher_NV = (flat[0] + 3.0).requires_grad_()  # a shift of all logits is no other distribution
+    value = bad_teacher(logits_NV, teacher_NV)
+    value.backward()
+    close(value.detach(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    close(logits_NV.grad, torch.zeros_like(flat[0]), atol=1e-6, rtol=0)
+    assert teacher_NV.grad is None
+
+
+def test_bad_teacher_does_not_see_padding(flat):
+    logits_NV, bad_NV, labels_N, _ = flat
+    found = bad_teacher(padded(logits_NV, labels_N)[0], padded(bad_NV, labels_N)[0])
+    close(found, bad_teacher(logits_NV, bad_NV))

@@ -7,7 +7,15 @@ import math
 import pytest
 
 from llm_unlearn.methods.gradients import GRADIENTS
-from llm_unlearn.methods.needs import check_mask_params, check_params, knobs, needs
+from llm_unlearn.methods.needs import (
+    check_mask_params,
+    check_params,
+    knobs,
+    lacks_in_images,
+    needs,
+    needs_text,
+    weights_at,
+)
 from llm_unlearn.methods.spec import EDIT_VOCABULARY, VOCABULARY, input_names, knob_defaults
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.methods.terms import MASKS, RETAIN_TERMS
@@ -70,7 +78,8 @@ def test_names_say_what_they_need():
         assert ("idk" in wanted) == ("idk" in name), name
         assert ("alt" in wanted) == ("alt" in name), name
         assert ("rl" in wanted) == name.startswith("rl_"), name
-        assert ("batch" in wanted) == (not wanted & {"idk", "alt", "rl"}), name
+        assert ("bad_logits" in wanted) == name.startswith("bad_"), name
+        assert ("batch" in wanted) == (not wanted & {"idk", "alt", "rl", "weights"}), name
         assert ("hidden" in wanted) == (name.endswith("_NH") or name == "control_H"), name
 
 
@@ -94,7 +103,8 @@ def test_defaults_are_those_of_the_function_and_pass_the_check(name):
 def test_a_name_stands_for_one_hyper_parameter():
     for method in METHODS.values():
         for term in RETAIN_TERMS.values():
-            groups = (method.params, term.params, method.step_params)
+            weights = method.weights.params if method.weights else {}
+            groups = (method.params, term.params, method.step_params, weights)
             assert len(set().union(*groups)) == sum(map(len, groups)), method.name
 
 
@@ -119,8 +129,9 @@ def test_what_tuning_tries_is_allowed_and_holds_the_default(name):
         assert all(knob.allows(value) for value in knob.search)
     assert not method.alpha_search or method.alpha in method.alpha_search
     # the weight that balances a forget and a retain term is tuned for every method, or for none of them; scrub's is
-    # among its retain term's own
-    if method.forget is not None and method.retain not in ("none", "distil"):
+    # among its retain term's own, and a rule for both weights has knobs
+    assert method.weights is None or not method.alpha_search
+    if method.forget is not None and method.retain not in ("none", "distil") and method.weights is None:
         assert method.alpha_search
 
 
@@ -150,6 +161,12 @@ def test_what_tuning_tries_is_allowed_and_holds_the_default(name):
         ("whp", None, {"forget", "generic"}),
         ("npo_sam", None, {"forget", "retain", "ref_logp"}),
         ("salun", None, {"rl", "retain"}),
+        ("neggrad_plus", None, {"forget", "retain"}),
+        ("nabla_tau", None, {"forget", "retain"}),
+        ("l1_sparse", None, {"weights", "retain"}),
+        ("bad_teacher", None, {"forget", "bad_logits", "retain", "ref_logits"}),
+        ("bad_teacher", "nll", {"forget", "bad_logits", "retain"}),
+        ("random_label", None, {"rl", "retain"}),
         ("task_vector", None, {"forget", "reinforced"}),
         ("fisher", None, {"retain", "importance"}),
         ("ssd", None, {"forget", "retain", "importance"}),
@@ -171,7 +188,25 @@ def test_what_the_scalar_averages_over():
 
 
 def test_losses_without_a_floor_say_so():
-    assert [n for n in NAMES if "Unbounded below" in METHODS[n].failure] == ["ga", "graddiff", "kl", "scrub"]
+    unbounded = [n for n in NAMES if "Unbounded below" in METHODS[n].failure]
+    assert unbounded == ["ga", "graddiff", "kl", "scrub", "neggrad_plus"]
+
+
+def test_rules_for_weights_are_told_and_their_defaults_are_those_of_the_function():
+    rules = {name: method for name, method in METHODS.items() if method.weights}
+    assert rules.keys() == {"neggrad_plus", "nabla_tau", "l1_sparse"}
+    for method in rules.values():
+        assert {name: knob.default for name, knob in method.weights.params.items()} == knob_defaults(method.weights.fn)
+        assert method.weights.formula
+        assert method.needs_retain
+    assert weights_at(METHODS["npo"], 0.5, {}) == (1.0, 1.0)
+
+
+def test_what_only_texts_have():
+    only = {name for name, method in METHODS.items() if needs_text(method)}
+    assert only == {"idk", "idk_dpo", "altpo", "flat", "flat_kl"}
+    assert lacks_in_images(METHODS["idk_dpo"]) == ["refusals"]
+    assert lacks_in_images(METHODS["altpo"]) == ["alternate answers"]
 
 
 def test_weights_of_the_benchmark():
@@ -223,6 +258,10 @@ def test_params_are_completed():
         ("task_vector", {"lam": -1}, r"method task_vector: lam must be in \[0, inf\), got -1; default 1"),
         ("fisher", {"floor": 0}, r"floor must be in \(0, inf\)"),
         ("ssd", {"alpha": 0}, r"alpha must be in \(0, inf\)"),
+        ("neggrad_plus", {"beta": 1.5}, r"beta must be in \[0, 1\], got 1\.5; default 0\.95"),
+        ("nabla_tau", {"target": -1}, r"target must be in \[0, inf\), got -1; default 0"),
+        ("nabla_tau", {"start": 2}, r"start must be in \[0, 1\], got 2; default 0\.5"),
+        ("l1_sparse", {"strength": -1}, r"strength must be in \[0, inf\), got -1"),
         ("npo", {"bta": 1.0}, r"unknown parameter 'bta'; did you mean 'beta'\?"),
         ("simnpo", {"coeff": 1.0}, "unknown parameter 'coeff'; known: beta, delta"),
         ("ga", {"beta": 1.0}, "method ga: unknown parameter 'beta'; it takes none"),

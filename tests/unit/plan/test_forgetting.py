@@ -62,6 +62,8 @@ PASSES = {
     "flat_kl": [FORGET, instead("idk")],
     "scrub": [forget("scrub", reference=True), Wanted("retain", "retain", "distil", reference=True)],
     "pdu": [forget("pdu"), RETAIN], "whp": [forget("whp")], "npo_sam": PLAIN, "salun": [instead("rl"), RETAIN],
+    "neggrad_plus": PLAIN, "nabla_tau": PLAIN, "l1_sparse": [RETAIN], "random_label": [instead("rl"), RETAIN],
+    "bad_teacher": [forget("bad_teacher", reference=True), Wanted("retain", "retain", "kl", reference=True)],
 }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def config(name: str, **changes) -> UnlearnConfig:
 
 def step_of(model, settings, items, number=0, n_micro=1):
     """A function that takes the gradients of a step, as the loop does."""
-    objective = make_objective(settings.method, model, items, 0, 8)
+    objective = make_objective(settings.method, model, items, 0, 8, unseen_logp=-20.0)
     draws = (items, 8, 0, Place(n_micro=n_micro))
     wrapper = choose_wrapper(settings.method)
     task = UnlearnTask(objective, *draws) if wrapper is None else WrappedTask(objective, wrapper, *draws)
@@ -170,13 +172,13 @@ def test_a_wrapped_steps_memory_is_the_allocators(items, gradient, lora, n_micro
     assert found.activations + found.gradients == pytest.approx(live_peak(step), rel=0.04)
 
 
-TERMS = [(name, "forget") for name in ("ga", "undial", "me", "ceu", "pdu", "whp", "scrub")]
+TERMS = [(name, "forget") for name in ("ga", "undial", "me", "ceu", "pdu", "whp", "scrub", "bad_teacher")]
 
 
 @pytest.mark.parametrize(("name", "term"), [*TERMS, ("kl", "retain"), ("scrub", "retain"), ("graddiff", "retain")])
 def test_what_a_term_keeps_of_a_large_vocabulary(items, name, term):
     model, settings = build(vocab=4000), config(name)
-    objective = make_objective(settings.method, model, items, 0, 8)
+    objective = make_objective(settings.method, model, items, 0, 8, unseen_logp=-20.0)
     task = UnlearnTask(objective, items, 8, 0, Place())
     micro = {name: part for step in (0, 1) for name, part in next(iter(task.micro_batches(step))).items()}
     micro = {name: part for name, part in micro.items() if (name == "retain") == (term == "retain")}
@@ -192,7 +194,8 @@ def test_what_a_term_keeps_of_a_large_vocabulary(items, name, term):
 
 
 def test_every_term_that_reads_distributions_was_measured():
-    assert {"kl", "scrub", "distil", "undial", "me", "ceu", "pdu", "whp", "logp", "hidden"} == LOGITS.keys()
+    measured = {"kl", "scrub", "distil", "undial", "me", "ceu", "pdu", "whp", "bad_teacher", "logp", "hidden"}
+    assert measured == LOGITS.keys()
 
 
 @pytest.mark.parametrize("vocab", [100, 4000])

@@ -75,7 +75,15 @@ def test_the_batches_are_those_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("method", "lora", "copies"), [("npo", None, 0), ("kl", None, 1), ("kl", {}, 0), ("rmu", None, 1)]
+    ("method", "lora", "copies"),
+    [
+        ("npo", None, 0),
+        ("kl", None, 1),
+        ("kl", {}, 0),
+        ("rmu", None, 1),
+        ("bad_teacher", None, 2),
+        ("bad_teacher", {}, 1),
+    ],
 )
 def test_a_reference_is_counted_where_one_is_held(start, method, lora, copies):
     config = build_config(

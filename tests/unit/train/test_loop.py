@@ -129,7 +129,7 @@ def test_accumulation_gives_the_same_gradient_when_unlearning(make_lm, tiny_item
     for n in (1, 8):
         lm = make_lm(1)
         model = AnswerModel(lm)
-        objective = make_objective(config, model, items, 0)
+        objective = make_objective(config, model, items, 0, unseen_logp=-20.0)
         moved = make_lm(2).state_dict()  # away from the reference, where nothing vanishes
         lm.load_state_dict({name: value + 0.3 * moved[name] for name, value in lm.state_dict().items()})
         results.append(gradients_of(model, UnlearnTask(objective, items, 8, 0, Place(n_micro=n))))

@@ -46,12 +46,17 @@ PASSES = {
     "whp": (1, 0),
     "npo_sam": (2, 0),  # of the loss itself; see test_wrapped for the step
     "salun": (2, 0),
+    "neggrad_plus": (2, 0),
+    "nabla_tau": (2, 0),
+    "l1_sparse": (1, 0),
+    "bad_teacher": (2, 2),
+    "random_label": (2, 0),
 }
 LOSSES = [name for name, method in METHODS.items() if method.kind == "loss"]
 
 
 def first_step(model, config, items, **place):
-    objective = make_objective(MethodConfig(**config), model, items, 0)
+    objective = make_objective(MethodConfig(**config), model, items, 0, unseen_logp=-20.0)
     task = UnlearnTask(objective, items, 8, 0, Place(**place))
     return objective, task, list(task.micro_batches(0))
 
@@ -77,9 +82,10 @@ def test_a_step_makes_the_passes_it_needs(make_lm, items, name):
     model = AnswerModel(make_lm())
     objective, task, (micro,) = first_step(model, {"name": name}, items)
     once = Counter(task.tokens)
-    calls = count(model, *([objective.reference.model] if objective.reference else []))
+    frozen = [held.model for held in (objective.reference, objective.untrained) if held]
+    calls = count(model, *frozen)
     total, shown = task.loss(model, micro)
-    assert (calls[0], calls[1]) == PASSES[name]
+    assert (calls[0], calls[1] + calls[2]) == PASSES[name]
     total.backward()
     terms = {"forget_loss"} if METHODS[name].forget else set()
     terms |= {"retain_loss"} if METHODS[name].retain != "none" and METHODS[name].rule != "turns" else set()
@@ -101,7 +107,7 @@ def test_only_the_batches_it_needs_are_drawn(make_lm, items, name):
         "altpo": {"forget", "alt", "retain"}, "undial": {"forget"}, "ceu": {"forget"}, "flat": {"forget", "idk"},
         "flat_kl": {"forget", "idk"},
         "scrub": {"forget"}, "whp": {"forget"},
-        "salun": {"rl", "retain"},
+        "salun": {"rl", "retain"}, "random_label": {"rl", "retain"}, "l1_sparse": {"retain"},
     }  # fmt: skip
     assert set(micro) == wanted.get(name, {"forget", "retain"})
 
@@ -217,11 +223,13 @@ def test_under_adapters_there_is_no_second_copy(make_lm, items):
 
 
 @pytest.mark.parametrize(
-    "name", ["ga", "npo", "simnpo", "idk", "idk_dpo", "altpo", "wga", "satimp", "me", "ceu", "flat"]
+    "name",
+    ["ga", "npo", "simnpo", "idk", "idk_dpo", "altpo", "wga", "satimp", "me", "ceu", "flat", "nabla_tau", "l1_sparse"],
 )
 def test_no_copy_is_held_where_none_is_needed(make_lm, items, name):
     objective, _, _ = first_step(AnswerModel(make_lm()), {"name": name}, items)
     assert objective.reference is None
+    assert objective.untrained is None
     assert set(objective.cached) == {
         "npo": {"forget"}, "idk_dpo": {"forget", "idk"}, "altpo": {"forget", "alt"},
     }.get(name, set())  # fmt: skip
@@ -248,6 +256,8 @@ def test_pairs_are_functions_of_seed_and_step(make_lm, items):
         ({"name": "npo", "params": {"beta": 0.0}}, r"beta must be in \(0, inf\)"),
         ({"name": "scrub", "retain": "none"}, "method 'scrub' needs a retain term; set method.retain=distil"),
         ({"name": "pdu", "retain": "none"}, "method 'pdu' needs a retain term; set method.retain=nll"),
+        ({"name": "l1_sparse", "retain": "none"}, "method 'l1_sparse' needs a retain term; set method.retain=nll"),
+        ({"name": "nabla_tau"}, "method 'nabla_tau' raises the forget loss.*set method.params.target"),
         ({"name": "finetune", "retain": "none"}, "nothing to train on with retain=none"),
         ({"name": "ceu", "params": {"skip": 1.5}}, "skip must be a whole number"),
         ({"name": "ceu", "params": {"skip": 9}}, "method.params.skip=9 leaves nothing of any forget answer.*skip=0"),
@@ -360,6 +370,8 @@ def test_rmu_reads_the_layer_just_below_the_middle(make_lm, items):
             {"name": "undial", "alpha": 5.0},
             "method.alpha has no effect on 'undial' with retain=none; set",
         ),
+        ({"name": "neggrad_plus", "alpha": 2.0}, "method.alpha has no effect.*; set method.params.beta instead"),
+        ({"name": "l1_sparse", "gamma": 2.0}, "method.gamma has no effect.*; set method.params.strength instead"),
         ({"name": "npo", "layer": 0}, "method.layer has no effect on 'npo'"),
         ({"name": "npo", "alternates": "swapped"}, "method.alternates has no effect on 'npo'"),
     ],

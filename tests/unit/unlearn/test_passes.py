@@ -36,7 +36,8 @@ def meter(lm, seen: Counter, forward: str, backward: str) -> None:
 
 def declared(name: str, retain: str, tokens: dict[str, int]) -> Counter:
     """Tokens of the passes that the signatures of both terms ask for: one of the model over each batch, with its
-    backward pass, and one of the start model over the batch of a term that compares logits or hidden states.
+    backward pass, and one of the start model, and of an untrained one, over the batch of a term that compares logits or
+    hidden states with theirs.
     """
     trained = sum(tokens[batch] for batch in needs(METHODS[name], retain) & tokens.keys())
     asked = Counter(forward=trained, backward=trained)
@@ -44,23 +45,30 @@ def declared(name: str, retain: str, tokens: dict[str, int]) -> Counter:
         if batch not in tokens:  # not its turn
             continue
         inputs = () if term is None else input_names(term)
-        if frozenset({"ref_logits", "ref_hidden"}) & frozenset().union(*(VOCABULARY[i] for i in inputs)):
-            asked["reference"] += tokens[batch]
+        wanted = frozenset().union(*(VOCABULARY[i] for i in inputs))
+        for frozen in ({"ref_logits", "ref_hidden"}, {"bad_logits"}):
+            asked["reference"] += tokens[batch] if frozen & wanted else 0
     return asked
 
 
 @pytest.mark.parametrize(
     ("name", "retain"),
-    [(m, r) for m in LOSSES for r in RETAIN_TERMS if (METHODS[m].forget and METHODS[m].rule == "joint") or r != "none"],
+    [
+        (m, r)
+        for m in LOSSES
+        for r in RETAIN_TERMS
+        if (METHODS[m].forget and not METHODS[m].needs_retain) or r != "none"
+    ],
 )
 def test_an_update_costs_what_its_method_declares(make_lm, items, name, retain):
     model = AnswerModel(make_lm())
-    objective = make_objective(MethodConfig(name=name, retain=retain), model, items, 0)
+    objective = make_objective(MethodConfig(name=name, retain=retain), model, items, 0, unseen_logp=-20.0)
     task = UnlearnTask(objective, items, 8, 0, Place())
     once = Counter(task.tokens)
     seen: Counter = Counter()
-    if objective.reference is not None:
-        meter(objective.reference.model.lm, seen, "reference", "reference backward")
+    for frozen in (objective.reference, objective.untrained):
+        if frozen is not None:
+            meter(frozen.model.lm, seen, "reference", "reference backward")
     meter(model.lm, seen, "forward", "backward")
     tokens = {batch: part.batch.inputs.numel() for batch, part in next(iter(task.micro_batches(0))).items()}
     train(model, task, OptimConfig(), LOOP, accelerator=make_accelerator(LOOP, 1))

@@ -147,6 +147,42 @@ def test_what_was_made_at_the_start_is_told_and_paid_for(home):
     assert whp["cost"]["reference_tokens"] > 0
 
 
+def test_ascent_up_to_the_loss_of_what_was_never_seen(home, monkeypatch):
+    levels = []
+    level_of = module.level_of
+    monkeypatch.setattr(module, "level_of", lambda *given: levels.append(level_of(*given)) or levels[-1])
+    loop = {**LOOP, "max_steps": 4, "log_every": 1}
+    method = {"name": "nabla_tau", "params": {"start": 0.8}}
+    found = unlearn(loop=loop, method=method, stop={"items": 4, "every": 4})
+    assert (found["target_from"], found["target_loss"]) == ("never seen", -levels[0].logp)
+    lines = [json.loads(line) for line in (home / "u/train_log.jsonl").read_text().splitlines()]
+    for gamma, line in zip((0.8, 0.6, 0.4, 0.2), lines, strict=True):
+        assert line["loss"] == pytest.approx(gamma * line["forget_loss"] + (1 - gamma) * line["retain_loss"], rel=1e-5)
+    fitted("runs/gold", exclude="forget")
+    gold = unlearn(out="g", method=method, gold="runs/gold@final")
+    assert (gold["target_from"], gold["target_loss"]) == ("gold", -levels[1].logp)
+    given = unlearn(out="t", method={"name": "nabla_tau", "params": {"target": 2.5}})
+    assert given["target_loss"] == 2.5
+
+
+def test_a_killed_run_goes_on_with_the_weights_of_its_step(home):
+    """The weights are a function of the step: a run resumed at the second of four updates ends as one in a go."""
+    import shutil
+
+    loop = {**LOOP, "max_steps": 4, "save_every": 2, "log_every": 1}
+    for out in ("a", "b"):
+        unlearn(out=out, loop=loop, method={"name": "l1_sparse", "params": {"strength": 0.5}}, stop={"every": 4})
+        if out == "b":
+            Path("b/run.json").unlink()
+            shutil.rmtree(max(Path("b/checkpoints").iterdir()))
+            assert len(list(Path("b/checkpoints").iterdir())) == 1, "that of the second update is left"
+            unlearn(out=out, loop=loop, method={"name": "l1_sparse", "params": {"strength": 0.5}}, stop={"every": 4})
+    a, b = (Path(out, "train_log.jsonl").read_text() for out in ("a", "b"))
+    assert a == b
+    a, b = (Path(out, "final", "model.safetensors").read_bytes() for out in ("a", "b"))
+    assert a == b
+
+
 def test_an_unknown_wrapper_is_refused_before_anything_is_written(home):
     with pytest.raises(UserError, match="unknown gradient 'grru' in method.gradient; did you mean 'gru'"):
         unlearn(method={"name": "npo", "gradient": "grru"})

@@ -176,7 +176,7 @@ class Play:
 
 
 def watch_of(out=None, level=GOLD, **stop):
-    splits: dict[str, Any] = {name: [SimpleNamespace(ids=[0, 0, 0], split=name)] for name in ("forget", "retain")}
+    splits: dict[str, Any] = {name: [SimpleNamespace(n_inputs=2, split=name)] for name in ("forget", "retain")}
     config = {"every": 1, "until": "max_steps", "floor": None, "collapse": None, **stop}
     return UnlearnWatch(StopConfig(**config), splits, level, out)
 

@@ -50,7 +50,7 @@ def go(make_lm, items):
         model = AnswerModel(add_lora(lm, adapters) if lora else lm)
         wrapper = choose_wrapper(config)
         draws = (items, 8, 0, Place(n_micro=n_micro))
-        objective = make_objective(config, model, items, 0, 8)
+        objective = make_objective(config, model, items, 0, 8, unseen_logp=-20.0)
         with torch.no_grad():  # away from the start model, where some retain terms have no gradient
             torch.manual_seed(7)
             for p in model.parameters():

@@ -1,6 +1,15 @@
+import numpy as np
 import pytest
 
-from llm_unlearn.eval.metrics.accuracy import accuracy, choice_accuracy, same_answer
+from llm_unlearn.eval.metrics.accuracy import (
+    accuracy,
+    accuracy_gap,
+    average_gap,
+    choice_accuracy,
+    constant_accuracy,
+    same_answer,
+    top1_accuracy,
+)
 from llm_unlearn.eval.metrics.base import make_record
 
 
@@ -51,3 +60,21 @@ def test_choice_accuracy():
 def test_choice_accuracy_takes_choices():
     with pytest.raises(ValueError, match="record 3 has no perturbed answers"):
         choice_accuracy([make_record(3)])
+
+
+def test_top1_takes_every_token_and_no_generation():
+    records = [make_record(hit=[True]), make_record(hit=[False]), make_record(hit=[True, False])]
+    assert top1_accuracy(records).tolist() == [1, 0, 0]
+
+
+def test_constant_accuracy_is_the_share_of_the_most_common_answer():
+    assert constant_accuracy([make_record(answer=a) for a in ("cat", "dog", "cat", "cat")]) == 0.75
+    assert np.isnan(constant_accuracy([]))
+
+
+def test_gaps_to_gold():
+    mine, gold = np.array([1.0, 0.0, 0.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    assert accuracy_gap(mine, gold) == accuracy_gap(gold, mine) == 0.5
+    assert average_gap({"test/accuracy_gap": 0.1, "retain/accuracy_gap": 0.2, "forget/accuracy_gap": 0.6}) == (
+        pytest.approx(0.3)
+    )

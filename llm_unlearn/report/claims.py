@@ -1,0 +1,202 @@
+"""What was published, what we measured, and whether the one follows from the other.
+
+The rule, for an effect written so that above 0 is the claimed side, with its 95 % interval [lo, hi] over paired seeds:
+
+    holds           lo > 0
+    does not hold   hi < half of the published effect (hi < 0 where none above 0 was published)
+    cannot tell     otherwise
+
+An interval can rule out half of the published effect and still be above 0: then the claim holds, and it is said that it
+is smaller. Seeds are the unit: for the verdict a seed's effect is first averaged over the methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llm_unlearn.eval.compare import Outcome, paired_numbers
+from llm_unlearn.eval.reach import horizon_of
+from llm_unlearn.report import published
+from llm_unlearn.report.course import MIN_SPREAD, times_by_place
+from llm_unlearn.report.grids import MIN_SEEDS, Grid, Row
+from llm_unlearn.report.paper_table import checkpoints
+from llm_unlearn.report.text import DASH, listed
+from llm_unlearn.stats import Interval, paired_difference, variance_ratio
+
+Verdict = Literal["holds", "does not hold", "cannot tell"]
+BASELINES = ("early", "fit", "fit_scaled", "easy")
+"""The published comparison, and the three without which it says nothing about grokking."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published claim about grokked against other checkpoints.
+
+    Attributes:
+        words: what is claimed.
+        measure: as `Outcome.number` knows it, or "updates_to_gold_acc".
+        kind: what the effect is: a "difference" of shares, or the log ratio of a "time" or a "variance".
+        sign: 1 where more is claimed, -1 where less is.
+        published: effect in the claimed direction, in that unit; below 0 where the published table contradicts the
+            claim; None where no number was given.
+    """
+
+    words: str
+    measure: str
+    kind: Literal["difference", "time", "variance"]
+    sign: int
+    published: float | None
+
+    @property
+    def least(self) -> float:
+        """Effect an interval has to rule out before a claim is said not to hold."""
+        return max(self.published or 0.0, 0.0) / 2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with our numbers: `effect` in the claimed direction, None with the reason where nothing can be said."""
+
+    claim: Claim
+    group: str
+    baseline: str
+    effect: Interval | None
+    methods: tuple[str, ...]
+    """Those averaged over; a method with fewer seeds than the others, or collapsed in one, is left out."""
+    left_out: tuple[str, ...]
+    verdict: Verdict
+    why: str
+
+
+def published_claims() -> tuple[Claim, ...]:
+    """Return the claims of the paper that accuracies and trajectories can settle, with its own numbers."""
+    return (
+        Claim("UA after unlearning is lower", "forget_acc", "difference", -1, -published.shift("forget_acc")),
+        Claim("TA after unlearning is higher", "test_acc", "difference", 1, published.shift("test_acc")),
+        Claim("RA after unlearning is higher", "retain_acc", "difference", 1, published.shift("retain_acc")),
+        Claim("TA falls by less", "test_acc~drop", "difference", -1, -published.shift("test_acc~drop")),
+        Claim("RA falls by less", "retain_acc~drop", "difference", -1, -published.shift("retain_acc~drop")),
+        Claim("UA comes nearer to gold's", "forget_acc~gold", "difference", -1, None),
+        Claim("fewer updates to the forget level", "updates_to_gold_acc", "time", -1, -published.updates_log_ratio()),
+        Claim("UA varies less over seeds", "forget_acc", "variance", -1, -published.variance_log_ratio()),
+    )
+
+
+def judge(claim: Claim, effect: Interval) -> tuple[Verdict, str]:
+    """Return the verdict on a claim and what to say with it, see the rule above."""
+    if effect.lo > 0:
+        smaller = claim.least > 0 and effect.hi < claim.least
+        return "holds", "but by less than half of what was published" if smaller else ""
+    if effect.hi < 0:
+        return "does not hold", "it is the other way round"
+    if effect.hi < claim.least:
+        return "does not hold", "an effect half as large as published is ruled out"
+    return "cannot tell", "the interval holds both no effect and one that would count"
+
+
+def claims(outcomes: Sequence[Outcome], group: str = "grok", baselines: Sequence[str] = BASELINES) -> list[Judged]:
+    """Return every published claim judged for `group` against every baseline that has runs, of one forget request and
+    architecture.
+    """
+    have = checkpoints(outcomes)
+    return [
+        _judged(claim, outcomes, group, baseline)
+        for baseline in baselines
+        if {group, baseline} <= set(have)
+        for claim in published_claims()
+    ]
+
+
+def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
+    """Return judged claims as a grid."""
+    rows: list[Row] = []
+    for baseline in dict.fromkeys(j.baseline for j in found):
+        mine = [j for j in found if j.baseline == baseline]
+        rows.append(Row((f"{mine[0].group} rather than {baseline}",), "section"))
+        for j in mine:
+            n = str(j.effect.n) if j.effect else DASH
+            why = j.why + (f"; without {listed(j.left_out)}" if j.left_out and j.effect else "")
+            cells = (_shown(j.claim, j.claim.published), _interval(j), n, str(len(j.methods)), j.verdict, why)
+            rows.append(Row((j.claim.words, *cells)))
+    notes = (
+        "Effects in the claimed direction: differences in percentage points, above 0; times and variances as ratios to "
+        "the other checkpoint's, below 1. Ours: mean over methods, paired by seed [95 % interval, each on its own].",
+        "Rule: holds if the whole interval is on the claimed side of no effect; does not hold if it leaves out half of "
+        "the published effect (or, where none or the opposite was published, lies on the other side of no effect); "
+        "cannot tell otherwise. Published: means over the table's methods, against its early-stopped checkpoint.",
+    )
+    heads = ("published claim", "published", "ours", "seeds", "methods", "verdict", "")
+    return Grid("Published claims" + (f": {words}" if words else ""), heads, tuple(rows), notes)
+
+
+def _judged(claim: Claim, outcomes: Sequence[Outcome], group: str, baseline: str) -> Judged:
+    methods = sorted({o.method for o in outcomes if o.checkpoint == group})
+    numbers = {m: _numbers(claim, outcomes, m, group, baseline) for m in methods}
+    most = max((len(values) for values, _ in numbers.values()), default=0)
+    used = [m for m in methods if numbers[m][0] and len(numbers[m][0]) == most]
+    seeds = sorted(set.intersection(*(set(numbers[m][0]) for m in used))) if used else []
+    left_out = tuple(m for m in methods if m not in used)
+    need = MIN_SPREAD if claim.kind == "variance" else MIN_SEEDS
+    if len(seeds) < need:
+        why = f"{len(seeds)} seeds without a collapsed run on both sides, {need} are needed"
+        return Judged(claim, group, baseline, None, tuple(used), left_out, "cannot tell", why)
+    sides_NM2 = np.array([[numbers[m][0][s] for m in used] for s in seeds])
+    try:
+        effect = _effect(claim, sides_NM2, max(numbers[m][1] for m in used))
+    except ValueError as error:  # a variance below the grid
+        return Judged(claim, group, baseline, None, tuple(used), left_out, "cannot tell", str(error).split(": ")[-1])
+    return Judged(claim, group, baseline, effect, tuple(used), left_out, *judge(claim, effect))
+
+
+def _numbers(
+    claim: Claim, outcomes: Sequence[Outcome], method: str, group: str, baseline: str
+) -> tuple[Mapping[int, tuple[float, float]], float]:
+    """Seed -> (group's, baseline's) number, and the step of the grid they lie on."""
+    if claim.kind != "time":
+        return paired_numbers(outcomes, method, group, baseline, claim.measure)
+    times = times_by_place([o for o in outcomes if o.method == method], "acc", "updates")
+    a, b = times.get((method, group), {}), times.get((method, baseline), {})
+    seeds = sorted(a.keys() & b.keys())
+    limit = horizon_of([side[s] for side in (a, b) for s in seeds])
+    if not limit:
+        return {}, 0.0
+    # what is there from the start took no update; the first evaluation is the finest that can be told
+    first = min(o.trajectory[1]["step"] for o in outcomes if o.method == method and len(o.trajectory) > 1)
+    log = {
+        s: [float(np.log(max(min(side[s].at if side[s].reached else limit, limit), first))) for side in (a, b)]
+        for s in seeds
+    }
+    return {s: (x, y) for s, (x, y) in log.items()}, 0.0
+
+
+def _effect(claim: Claim, sides_NM2: np.ndarray, resolution: float) -> Interval:
+    """Effect in the claimed direction over seeds; sides: (seeds, methods, group and baseline)."""
+    a_NM, b_NM = sides_NM2[..., 0], sides_NM2[..., 1]
+    if claim.kind == "variance":
+        ratio = variance_ratio(a_NM, b_NM, resolution=resolution)
+        mean, lo, hi = np.log([ratio.mean, ratio.lo, ratio.hi])
+    else:
+        step = resolution / np.sqrt(a_NM.shape[1])  # rounding of a mean over methods
+        found = paired_difference(a_NM.mean(1), b_NM.mean(1), resolution=float(step))
+        mean, lo, hi = found.mean, found.lo, found.hi
+    limits = sorted((claim.sign * float(lo), claim.sign * float(hi)))
+    return Interval(claim.sign * float(mean), limits[0], limits[1], len(a_NM))
+
+
+def _shown(claim: Claim, effect: float | None) -> str:
+    if effect is None:
+        return DASH
+    return f"{100 * effect:+.1f}" if claim.kind == "difference" else f"x {np.exp(claim.sign * effect):.2g}"
+
+
+def _interval(j: Judged) -> str:
+    if j.effect is None:
+        return DASH
+    ends = [_shown(j.claim, value).removeprefix("x ") for value in (j.effect.lo, j.effect.hi)]
+    if j.claim.kind != "difference" and j.claim.sign < 0:
+        ends.reverse()
+    return f"{_shown(j.claim, j.effect.mean)} [{ends[0]}, {ends[1]}]"
