@@ -283,7 +283,7 @@ def _obstacle(a: Mapping[int, Outcome], b: Mapping[int, Outcome], name: str) -> 
         return f"collapsed in seed {', '.join(map(str, collapsed))}"
     missed = [s for s in seeds if a[s].number(name) is None or b[s].number(name) is None]
     if missed:
-        what = "never came down to the target" if name in AT_TARGET else f"no {name}"
+        what = "never came down to the level" if name in (*AT_TARGET, *UNTIL) else f"no {name}"
         return f"{what} in seed {', '.join(map(str, missed))}"
     return "no seed in common"
 

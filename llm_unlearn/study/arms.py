@@ -10,7 +10,8 @@ from typing import Any
 from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.eval.compare import MAIN
-from llm_unlearn.eval.outcome import AT_TARGET
+from llm_unlearn.eval.derived import DERIVED
+from llm_unlearn.eval.outcome import AT_TARGET, UNTIL
 from llm_unlearn.eval.primary import MIN_SEEDS, Primary
 from llm_unlearn.eval.suite import Suite
 from llm_unlearn.grok.config import GrokConfig
@@ -142,8 +143,9 @@ def _check_primary(config: StudyConfig, primary: Primary, suite: Suite) -> None:
             + (suggest(primary.scenario, scenarios) if config.scenarios else "; it has one scenario, leave it out")
         )
     base, _, versus = primary.measure.partition("~")
-    known = (*suite.config.metrics, *AT_TARGET)
-    if base not in known or versus not in ("", "gold") or (versus and base in AT_TARGET):
+    whole = (*AT_TARGET, *UNTIL, *DERIVED)
+    known = (*suite.config.metrics, *whole)
+    if base not in known or versus not in ("", "gold", "drop") or (versus and base in whole):
         raise UserError(f"primary.measure: unknown measure '{primary.measure}'{suggest(base, known)}")
     _once(primary.contrasts, "primary.contrasts")
     cells = set(wanted(config))

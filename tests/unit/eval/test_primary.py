@@ -106,6 +106,18 @@ def test_what_cannot_be_tested_says_why_and_keeps_its_place_in_the_family(broken
     assert found.contrasts[1].p_holm == pytest.approx(whole.contrasts[1].p_holm)
 
 
+def test_a_run_that_never_got_there_leaves_a_time_untestable():
+    timed = {**DECLARED, "measure": "updates_to_target", "bound": 10.0}
+    path = [{"step": s, "forget_prob": p, "retain_acc": 0.9} for s, p in ((0, 0.9), (10, 0.5), (20, 0.2))]
+    runs = [replace(o, primary=timed, trajectory=path, target=0.3) for o in study()]
+    at = ("npo", "grok", 2)
+    late = [replace(o, target=0.1) if (o.method, o.checkpoint, o.seed) == at else o for o in runs]
+    found = compare(late).primary
+    assert found is not None
+    assert found.contrasts[0].why == "never came down to the level in seed 2"
+    assert found.contrasts[1].mean == 0
+
+
 def test_two_seeds_are_not_tested():
     found = compare([o for o in study() if o.seed < 2]).primary
     assert found is not None

@@ -232,5 +232,10 @@ def test_what_cannot_be_is_refused_in_one_line(change, said):
         plan_tuning(study(**change))
 
 
+@pytest.mark.parametrize("measure", ["forget_acc", "retain_acc~drop", "updates_to_target", "flops_to_gold_acc", "ues"])
+def test_measures_that_a_comparison_has_can_be_primary(measure):
+    assert plan(study(seeds=[0, 1, 2], primary={**PRIMARY, "measure": measure}))
+
+
 def test_extra_seeds_count_for_the_primary():
     assert plan(study(primary=PRIMARY, extra=[{"seeds": [2], "methods": ["npo"]}]))
