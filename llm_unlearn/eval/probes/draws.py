@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,9 +28,11 @@ class Draw:
     matched: float
 
 
-def stratum(row: QARow) -> tuple[str, ...]:
-    """What a comparison holds equal: an image's class, a question's relation and wording."""
-    return (row.answer,) if isinstance(row, ImageRow) else (row.relation, row.template)
+def stratum(row: QARow, *, wording: bool = True) -> tuple[str, ...]:
+    """What a comparison holds equal: an image's class; a question's relation and, with `wording`, its template."""
+    if isinstance(row, ImageRow):
+        return (row.answer,)
+    return (row.relation, row.template) if wording else (row.relation,)
 
 
 def kinship(a: QARow, b: QARow) -> str:
@@ -49,7 +52,8 @@ def draw_groups(
     A group takes from every stratum as many rows as the forget rows have there, and the rest from any other where
     retain has too few (a forgotten class has none). Where the forget set holds whole authors, so do the groups: rows
     are taken author after author in a random order, the two groups from different halves of the authors; questions of
-    one author have more in common than those of many, and a group of scattered rows would be no null for that.
+    one author have more in common than those of many, and a group of scattered rows would be no null for that. Authors
+    are not asked everything in every wording, so strata are then relations whatever the wording.
 
     Args:
         forget: rows asked to be forgotten.
@@ -67,16 +71,18 @@ def draw_groups(
         raise UserError(f"retain holds {len(retain)} rows, two groups need at least 2; lower scenario.size")
     n = min(len(forget), len(retain) // 2, max_rows)
     mine = sorted(int(i) for i in rng(seed, "probe", "forget").permutation(len(forget))[:n])
-    wanted = Counter(stratum(forget[i]) for i in mine)
-    pool = [i for i, row in enumerate(retain) if stratum(row) in wanted]
-    gone = {row.author for row in forget}
-    whole = "" not in gone and gone.isdisjoint(retain[i].author for i in pool)
+    gone, asked = {row.author for row in forget}, {stratum(row, wording=False) for row in forget}
+    alike = {row.author for row in retain if stratum(row, wording=False) in asked}
+    whole = "" not in gone and gone.isdisjoint(alike)
+    key = partial(stratum, wording=not whole)
+    wanted = Counter(key(forget[i]) for i in mine)
+    keys = [key(row) for row in retain]
     draws = []
     for k in range(n_draws):
         halves = _halves(retain, whole, rng(seed, "probe", "retain", k))
         # a half may run short of a stratum: the rest comes from what the other group leaves
-        first, exact = _take(retain, [*halves[0], *halves[1]], wanted, n, set())
-        second, also = _take(retain, [*halves[1], *halves[0]], wanted, n, set(first))
+        first, exact = _take(keys, [*halves[0], *halves[1]], wanted, n, set())
+        second, also = _take(keys, [*halves[1], *halves[0]], wanted, n, set(first))
         draws.append(Draw(tuple(mine), tuple(first), tuple(second), (exact + also) / (2 * n)))
     return draws
 
@@ -93,14 +99,14 @@ def _halves(retain: Sequence[QARow], whole: bool, draw: np.random.Generator) -> 
 
 
 def _take(
-    retain: Sequence[QARow], order: Sequence[int], wanted: Counter, n: int, taken: set[int]
+    keys: Sequence[tuple[str, ...]], order: Sequence[int], wanted: Counter, n: int, taken: set[int]
 ) -> tuple[list[int], int]:
     """Return n row numbers in the order given, strata first, and how many of them are in a stratum wanted."""
     left, free = Counter(wanted), [i for i in order if i not in taken]
     chosen: list[int] = []
     for i in free:
-        if left[key := stratum(retain[i])] > 0:
-            left[key] -= 1
+        if left[keys[i]] > 0:
+            left[keys[i]] -= 1
             chosen.append(i)
     exact, have = len(chosen), set(chosen)
     chosen += [i for i in free if i not in have][: n - exact]
