@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llm_unlearn.data.batches import Item
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.probes.passes import answer_logits, batches, cross_entropy, evaluating, trained_weights
+from llm_unlearn.eval.probes.passes import answer_values, batches, cross_entropy, evaluating, trained_weights
 
 MAX_ITEMS = 512
 MAX_BETA = 2.0**20
@@ -148,16 +148,20 @@ def curvature(
         same for a model whose weights are all twice as large and that computes the same), "loss", "temperature", "n"}.
     """
     items = items[:MAX_ITEMS]
-    with evaluating(model):
-        logits_NV, labels_N = answer_logits(model, items)
-    temperature = 1.0 if loss is None else temperature_for_loss(logits_NV, labels_N, loss)
+    temperature = 1.0
+    if loss is not None:
+        logits_NV = answer_values(model, items, lambda logits, _: logits)
+        labels_N = answer_values(model, items, lambda _, labels: labels)
+        temperature = temperature_for_loss(logits_NV, labels_N, loss)
+        del logits_NV
+    own = answer_values(model, items, lambda logits, labels: cross_entropy(logits / temperature, labels))
     hessian = Hessian(model, items, temperature)
     top = top_eigenvalue(hessian, iterations=iterations, tolerance=tolerance, seed=seed)
     return {
         "top": top,
         "trace": trace(hessian, samples=samples, seed=seed),
         "top_scaled": float(top["value"]) * sum(float(w.detach().double().square().sum()) for w in hessian.weights),
-        "loss": mean_loss(logits_NV, labels_N, 1 / temperature),
+        "loss": float(own.double().mean()),
         "temperature": temperature,
         "n": len(items),
     }

@@ -24,7 +24,7 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.eval.probes.draws import Draw, kinship
 from llm_unlearn.eval.probes.passes import (
     TokenLoss,
-    answer_logits,
+    answer_values,
     cross_entropy,
     evaluating,
     margin_loss,
@@ -87,7 +87,7 @@ def gradient_alignment(
     """
     with evaluating(model):
         mine = [forget[i] for i in draws[0].forget]
-        scale = float(answer_logits(model, mine)[0].var(-1, correction=0).mean().sqrt())
+        scale = float(answer_values(model, mine, _variance).mean().sqrt())
         losses: dict[str, TokenLoss] = {
             "ce": cross_entropy,
             "margin": margin_loss,
@@ -173,6 +173,10 @@ def pair_cosines(gradients: Tensor, rows: Sequence[QARow], n_forget: int) -> dic
         which: {"mean": float(np.mean(c)), "mean_abs": float(np.mean(np.abs(c))), "pairs": len(c)}
         for which, c in found.items()
     }
+
+
+def _variance(logits_NV: Tensor, _labels_N: Tensor) -> Tensor:
+    return logits_NV.var(-1, correction=0)
 
 
 def _tempered(logits_NV: Tensor, labels_N: Tensor, scale: float) -> Tensor:

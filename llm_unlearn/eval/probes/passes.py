@@ -14,7 +14,7 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.eval.scoring import MAX_TOKENS
 from llm_unlearn.methods.losses import mean_by_row, token_logprobs
 
-TokenLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), labels (N,) -> (N,)
+TokenLoss = Callable[[Tensor, Tensor], Tensor]  # logits (N, V), labels (N,) -> (N,) or (N, ...)
 
 
 def cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -77,10 +77,13 @@ def mean_gradients(model: Any, items: Sequence[Item], losses: Sequence[TokenLoss
 
 
 @torch.no_grad()
-def answer_logits(model: Any, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
-    """Return the float32 logits (N, V) at all answer positions and their labels (N,), in the order of `batches`."""
-    parts = [(model(b.inputs, b.index_N).float(), b.labels_N) for b in batches(model, items)]
-    return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+def answer_values(model: Any, items: Sequence[Item], value: TokenLoss) -> Tensor:
+    """Return value(logits, labels) of all answer tokens, (N, ...) in the order of `batches`, a batch's logits at a time.
+
+    In eval mode; logits are float32.
+    """
+    with evaluating(model):
+        return torch.cat([value(model(b.inputs, b.index_N).float(), b.labels_N) for b in batches(model, items)])
 
 
 @torch.no_grad()

@@ -270,7 +270,8 @@ _ALL = (
     Probe("alignment", _alignment,
           "cos(mean_F g, mean_R1 g) - cos(mean_R1 g, mean_R2 g), |R1| = |R2| = |F|, stratified; g of cross-entropy, of "
           "the margin, of logits / std, and / sqrt(v)", GROKKING,
-          "41 groups of |F| items forward, and backward for each of 3 losses; 64 items one by one",
+          "41 groups of |F| items forward, and backward for each of 3 losses; 64 items one by one; "
+          "memory of 16 gradients",
           "above the null: forgetting moves what is kept more than keeping other rows does"),
     Probe("pairs", _pairs, "mean and mean |.| of cos(g_i, g_j), by author, relation or class, and FF / FR / RR",
           "stiffness, arXiv:1901.09491, sec. 2", "forward and backward of 64 items one by one",

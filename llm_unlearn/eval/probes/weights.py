@@ -12,7 +12,7 @@ from torch import Tensor
 from llm_unlearn.data.batches import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.probes.gradients import groups_of
-from llm_unlearn.eval.probes.passes import answer_logits, evaluating, trained_weights
+from llm_unlearn.eval.probes.passes import answer_values, trained_weights
 
 
 def weight_norms(model: torch.nn.Module) -> dict[str, dict[str, float]]:
@@ -39,18 +39,9 @@ def logit_scale(model: Any, items: Sequence[Item]) -> dict[str, float]:
         {"std" (over the vocabulary, mean over tokens), "margin" (z_y - largest other logit, mean), "margin_mean" (z_y -
         mean of the other logits, mean), "loss" (nats per token), "tokens"}.
     """
-    with evaluating(model):
-        logits_NV, labels_N = answer_logits(model, items)
-    right_N = logits_NV.gather(-1, labels_N[:, None])[:, 0]
-    others_NV = logits_NV.scatter(-1, labels_N[:, None], float("-inf"))
-    mean_N = (logits_NV.sum(-1) - right_N) / (logits_NV.shape[-1] - 1)
-    return {
-        "std": float(logits_NV.std(-1, correction=0).mean()),
-        "margin": float((right_N - others_NV.amax(-1)).mean()),
-        "margin_mean": float((right_N - mean_N).mean()),
-        "loss": float((logits_NV.logsumexp(-1) - right_N).mean()),
-        "tokens": len(labels_N),
-    }
+    values_N4 = answer_values(model, items, _scales)
+    means = values_N4.double().mean(0).tolist()
+    return {**dict(zip(("std", "margin", "margin_mean", "loss"), means, strict=True)), "tokens": len(values_N4)}
 
 
 def effective_rank(matrix: Tensor) -> float:
@@ -78,3 +69,16 @@ def feature_rank(features_nH: Tensor) -> float:
     if len(features_nH) < 2:
         raise UserError(f"the rank of features needs at least 2 rows, got {len(features_nH)}; raise --items")
     return effective_rank(features_nH - features_nH.mean(0))
+
+
+def _scales(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    right_N = logits_NV.gather(-1, labels_N[:, None])[:, 0]
+    others_NV = logits_NV.scatter(-1, labels_N[:, None], float("-inf"))
+    mean_N = (logits_NV.sum(-1) - right_N) / (logits_NV.shape[-1] - 1)
+    columns = (
+        logits_NV.std(-1, correction=0),
+        right_N - others_NV.amax(-1),
+        right_N - mean_N,
+        logits_NV.logsumexp(-1) - right_N,
+    )
+    return torch.stack(columns, 1)

@@ -153,6 +153,14 @@ def test_of_a_language_model_as_written_out(tiny_lm, tiny_items):
     assert sum(layer["neurons"] for layer in found["per_layer"].values()) == 2 * 64
 
 
+def test_a_model_that_runs_its_last_layer_everywhere_counts_the_same(make_lm, tiny_items):
+    plain, eager = AnswerModel(make_lm(0)), AnswerModel(make_lm(0, attention="eager"))
+    assert plain.plain_last_layer
+    assert not eager.plain_last_layer
+    counts = [local_complexity(m, tiny_items[:8], radius=0.05, float64=True)["per_layer"] for m in (plain, eager)]
+    assert counts[0] == counts[1]
+
+
 def test_it_does_not_depend_on_neighbours_in_a_batch(tiny_lm, tiny_items):
     model = AnswerModel(tiny_lm)
     some = tiny_items[:10]
