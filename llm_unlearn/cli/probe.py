@@ -26,9 +26,10 @@ def probe_command(
         float | None,
         typer.Option(help="Mean loss, nats per token, that temperatures bring models to before curvature is taken."),
     ] = None,
-    radius: Annotated[
-        float, typer.Option(help="Of local complexity: absolute, and relative to the inputs' mean length.")
-    ] = 0.005,
+    radius: Annotated[float, typer.Option(help="Radius of local complexity, absolute.")] = 0.005,
+    relative_radius: Annotated[
+        float, typer.Option(help="Radius of local complexity in mean lengths of the inputs.")
+    ] = 0.05,
     float64: Annotated[bool, typer.Option("--float64", help="Local complexity in double precision.")] = False,
     data: Annotated[
         str | None, typer.Option(help="Data of a model that does not say what it was trained on: tofu, custom ...")
@@ -53,7 +54,7 @@ def probe_command(
     origin = read_origin(model)
     kind = data or ("tofu" if forget_split else None)
     about = open_start(model, data_asked(kind, data_dir, forget_split, origin), None)
-    settings = Settings(items, seed, draws, layer, loss, radius, float64=float64)
+    settings = Settings(items, seed, draws, layer, loss, radius, relative_radius, float64=float64)
     result: dict[str, Any] = probe_model(
         model,
         about.corpus,

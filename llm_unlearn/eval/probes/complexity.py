@@ -18,6 +18,7 @@ from llm_unlearn.methods.losses import mean_by_row
 from llm_unlearn.models.preactivations import neighbourhood_shape, orthonormal, points, vertices
 
 RADIUS, DIRECTIONS, DIRECTIONS_RESNET = 0.005, 25, 20
+RELATIVE_RADIUS = 0.05  # at a tenth of it a small language model has one crossing an input, too few to compare
 CHUNK = 64  # items of one batch: a flag per neuron and item is held
 
 

@@ -78,7 +78,7 @@ def mean_gradients(model: Any, items: Sequence[Item], losses: Sequence[TokenLoss
 
 @torch.no_grad()
 def answer_values(model: Any, items: Sequence[Item], value: TokenLoss) -> Tensor:
-    """Return value(logits, labels) of all answer tokens, (N, ...) in the order of `batches`, a batch's logits at a time.
+    """Return value(logits, labels) of all answer tokens: (N, ...) in the order of `batches`, one batch at a time.
 
     In eval mode; logits are float32.
     """

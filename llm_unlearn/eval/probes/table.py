@@ -10,7 +10,7 @@ from llm_unlearn.data.batches import Item
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.eval.probes.cka import MIN_ROWS, cka, cka_paper, matched_rows, shuffle_null
-from llm_unlearn.eval.probes.complexity import DIRECTIONS, RADIUS, local_complexity
+from llm_unlearn.eval.probes.complexity import DIRECTIONS, RADIUS, RELATIVE_RADIUS, local_complexity
 from llm_unlearn.eval.probes.curvature import MAX_ITEMS, curvature
 from llm_unlearn.eval.probes.draws import draw_groups
 from llm_unlearn.eval.probes.gradients import gradient_alignment, item_gradients, pair_cosines
@@ -32,7 +32,8 @@ class Settings:
         draws: resamples of the gradient probes' null.
         layer: the one layer whose features are compared; None takes all.
         loss: mean loss that temperatures bring curvature to; None takes the model's own.
-        radius: of local complexity, absolute, and relative to the mean length of the inputs.
+        radius: of local complexity, absolute: the paper's.
+        relative_radius: of local complexity, in mean lengths of the inputs.
         directions: of local complexity.
         float64: run local complexity in double precision.
     """
@@ -43,6 +44,7 @@ class Settings:
     layer: int | None = None
     loss: float | None = None
     radius: float = RADIUS
+    relative_radius: float = RELATIVE_RADIUS
     directions: int = DIRECTIONS
     float64: bool = False
 
@@ -166,19 +168,18 @@ def _pairs(subject: Subject, settings: Settings) -> Finding:
 def _complexity(subject: Subject, settings: Settings) -> Finding:
     lines, detail = [], {}
     for name in subject.rows:
-        for relative in (False, True):
+        for kind, radius in (("absolute", settings.radius), ("relative", settings.relative_radius)):
             found = local_complexity(
                 subject.model,
                 subject.some(name, settings),
-                radius=settings.radius,
-                relative=relative,
+                radius=radius,
+                relative=kind == "relative",
                 n_directions=settings.directions,
                 seed=derive(settings.seed, "directions"),
                 float64=settings.float64,
             )
-            kind = "relative" if relative else "absolute"
             detail[f"{name}/{kind}"] = found
-            lines.append(Line(f"{name}: {kind} r = {settings.radius:g}", found["lc"]))
+            lines.append(Line(f"{name}: {kind} r = {radius:g}", found["lc"]))
     return Finding(lines, detail)
 
 
