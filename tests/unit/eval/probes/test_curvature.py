@@ -116,6 +116,11 @@ def test_the_largest_eigenvalue_is_found_where_the_smallest_is_of_larger_modulus
     assert found["value"] == pytest.approx(values[-1], rel=1e-2, abs=1e-3)
 
 
+def test_signs_give_the_trace_of_a_diagonal_hessian_exactly():
+    found = trace(Quadratic(torch.diag(torch.tensor([1.0, -2.0, 5.0]))), samples=3)
+    assert found == {"value": 4.0, "se": 0.0, "samples": 3}
+
+
 def test_what_has_not_converged_says_so():
     found = top_eigenvalue(Quadratic(torch.diag(torch.tensor([1.0, 1.0001, -0.5]))), iterations=1)
     assert found == {**found, "converged": False, "iterations": 1}

@@ -62,6 +62,7 @@ def test_every_probe_leaves_numbers_with_their_cost(result, models):
         assert all(isinstance(line["value"], float | int) for line in found["lines"]), name
     assert on_disk["sets"] == {"forget": 20, "retain": 228, "held_out": 16}
     assert on_disk["identity"]["settings"]["items"] == 16
+    assert list(on_disk["probes"]["cka"]["detail"]["layers"]) == ["0", "1"]
     nulls = [line["null"] for line in on_disk["probes"]["alignment"]["lines"] if "cos(forget" in line["name"]]
     assert len(nulls) == 4
     assert all(low <= high for low, high in nulls)
