@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,11 +49,12 @@ def draw_groups(
 ) -> list[Draw]:
     """Draw groups of retain rows of the forget set's size and composition, two disjoint ones per draw.
 
-    A group takes from every stratum as many rows as the forget rows have there, and the rest from any other where
-    retain has too few (a forgotten class has none). Where the forget set holds whole authors, so do the groups: rows
-    are taken author after author in a random order, the two groups from different halves of the authors; questions of
-    one author have more in common than those of many, and a group of scattered rows would be no null for that. Authors
-    are not asked everything in every wording, so strata are then relations whatever the wording.
+    Where the forget set holds whole authors, so do the groups, and where it holds whole classes or relations, so do
+    they: rows are taken unit after unit in a random order, the two groups from different units. Rows of one author or
+    class have more in common than those of many, and a group of scattered rows would be no null for that. Within that
+    order a group takes from every stratum as many rows as the forget rows have there, and then any others: a forgotten
+    class has no stratum in retain. Authors are not asked everything in every wording, so strata of whole authors are
+    relations whatever the wording.
 
     Args:
         forget: rows asked to be forgotten.
@@ -61,7 +62,7 @@ def draw_groups(
         n_draws: number of draws.
         seed: same seed, same draws.
         max_rows: most rows a group may have; beyond, or with fewer than twice as many rows to retain, the forget rows
-            are a random subset, the same in every draw.
+            are a subset, drawn unit after unit too and the same in every draw.
 
     Raises UserError for an empty forget set, or fewer than 2 retain rows.
     """
@@ -70,32 +71,53 @@ def draw_groups(
     if len(retain) < 2:
         raise UserError(f"retain holds {len(retain)} rows, two groups need at least 2; lower scenario.size")
     n = min(len(forget), len(retain) // 2, max_rows)
-    mine = sorted(int(i) for i in rng(seed, "probe", "forget").permutation(len(forget))[:n])
-    gone, asked = {row.author for row in forget}, {stratum(row, wording=False) for row in forget}
-    alike = {row.author for row in retain if stratum(row, wording=False) in asked}
-    whole = "" not in gone and gone.isdisjoint(alike)
-    key = partial(stratum, wording=not whole)
-    wanted = Counter(key(forget[i]) for i in mine)
-    keys = [key(row) for row in retain]
+    unit = _unit_of(forget, retain)
+    key = partial(stratum, wording=unit is not _author)
+    gone = _units(forget, unit, rng(seed, "probe", "forget"))
+    mine = [i for rows in gone for i in rows][:n]
+    wanted, hops = Counter(key(forget[i]) for i in mine), {row.hop for row in forget}
+    keys, least = [key(row) for row in retain], min(map(len, gone)) / 2
     draws = []
     for k in range(n_draws):
-        halves = _halves(retain, whole, rng(seed, "probe", "retain", k))
+        units = _units(retain, unit, rng(seed, "probe", "retain", k))
+        # like with like first: as many steps to answer, and no handful of rows in place of a whole relation
+        units.sort(key=lambda rows: (retain[rows[0]].hop not in hops, len(rows) < least))
+        halves = [[i for rows in units[side::2] for i in rows] for side in (0, 1)]
         # a half may run short of a stratum: the rest comes from what the other group leaves
         first, exact = _take(keys, [*halves[0], *halves[1]], wanted, n, set())
         second, also = _take(keys, [*halves[1], *halves[0]], wanted, n, set(first))
-        draws.append(Draw(tuple(mine), tuple(first), tuple(second), (exact + also) / (2 * n)))
+        draws.append(Draw(tuple(sorted(mine)), tuple(first), tuple(second), (exact + also) / (2 * n)))
     return draws
 
 
-def _halves(retain: Sequence[QARow], whole: bool, draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Return the retain rows in two halves, each in a random order: author after author, or row by row."""
+def _author(row: QARow) -> str | None:
+    return row.author or None
+
+
+def _kind(row: QARow) -> str | None:
+    return " ".join(stratum(row, wording=False))
+
+
+def _scattered(_row: QARow) -> None:
+    return None
+
+
+def _unit_of(forget: Sequence[QARow], retain: Sequence[QARow]) -> Callable[[QARow], str | None]:
+    """Return what the forget set holds the whole of: classes or relations, authors, or nothing but rows."""
+    asked = {_kind(row) for row in forget}
+    alike = {row.author for row in retain if _kind(row) in asked}
+    if not alike:
+        return _kind
+    gone = {row.author for row in forget}
+    return _author if "" not in gone and gone.isdisjoint(alike) else _scattered
+
+
+def _units(rows: Sequence[QARow], unit: Callable[[QARow], str | None], draw: np.random.Generator) -> list[list[int]]:
+    """Return the row numbers of every unit, units and the rows within them in a random order."""
     units: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(retain):
-        units[row.author if whole and row.author else f"#{i}"].append(i)
-    names = list(units)
-    order = [names[int(k)] for k in draw.permutation(len(names))]
-    sides = order[0::2], order[1::2]
-    return [i for name in sides[0] for i in units[name]], [i for name in sides[1] for i in units[name]]
+    for i in draw.permutation(len(rows)):
+        units[unit(rows[i]) or f"#{i}"].append(int(i))
+    return list(units.values())
 
 
 def _take(

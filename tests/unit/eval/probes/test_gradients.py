@@ -229,13 +229,45 @@ def test_scattered_rows_are_compared_with_scattered_rows(tiny_world):
     assert all(len({retain[i].author for i in draw.first}) > 4 for draw in draws)
 
 
-def test_a_forgotten_class_is_compared_with_other_classes(picture_rows, pictures):
-    rows = picture_rows(pictures(60))
-    forget = [row for row in rows if row.answer == "c0"]
-    retain = [row for row in rows if row.answer != "c0"]
-    for draw in draw_groups(forget, retain, 3, 0):
-        assert draw.matched == 0
-        assert len(draw.first) == len(draw.second) == len(draw.forget)
+def test_a_forgotten_class_is_compared_with_single_classes():
+    rows = [ImageRow(f"train/{i}", f"c{i % 5}", author=f"train/{i}", relation="class") for i in range(100)]
+    forget, retain = ([row for row in rows if (row.answer == "c0") == gone] for gone in (True, False))
+    seen = set()
+    for draw in draw_groups(forget, retain, 8, 0):
+        first, second = ({retain[i].answer for i in group} for group in (draw.first, draw.second))
+        assert len(first) == len(second) == 1
+        assert first != second
+        assert len(draw.first) == len(draw.second) == len(draw.forget) == 20
+        assert draw.matched == 0, "no kept row is of the forgotten class"
+        seen |= first
+    assert len(seen) > 2
+
+
+def test_some_images_of_each_class_are_compared_within_classes():
+    rows = [ImageRow(f"train/{i}", f"c{i % 5}", author=f"train/{i}", relation="class") for i in range(100)]
+    forget, retain = rows[:15], rows[15:]
+    for draw in draw_groups(forget, retain, 4, 0):
+        for group in (draw.first, draw.second):
+            assert Counter(retain[i].answer for i in group) == Counter(row.answer for row in forget)
+
+
+def test_a_forgotten_relation_is_compared_with_single_relations(tiny_world):
+    request = draw_request(tiny_world, Scenario(kind="relation", relation="genre"))
+    train = tiny_world.split("train")
+    forget, retain = [train[i] for i in request.forget], [train[i] for i in request.retain]
+    for draw in draw_groups(forget, retain, 8, 0, max_rows=12):
+        for group in (draw.first, draw.second):
+            assert len({retain[i].relation for i in group}) == 1
+            assert {retain[i].hop for i in group} == {1}
+
+
+def test_fewer_rows_than_the_forget_set_are_of_whole_authors_too(tiny_world):
+    request = draw_request(tiny_world, Scenario(size=4))
+    train = tiny_world.split("train")
+    forget, retain = [train[i] for i in request.forget], [train[i] for i in request.retain]
+    draws = draw_groups(forget, retain, 3, 0, max_rows=20)
+    assert len({forget[i].author for i in draws[0].forget}) == 2
+    assert len({draw.forget for draw in draws}) == 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -257,6 +289,7 @@ def test_groups_are_disjoint_and_of_one_size(kinds, share, most, seed):
             assert len(set(group)) == len(group) == n
             assert all(0 <= i < len(of) for i in group)
         assert not set(draw.first) & set(draw.second)
+        assert list(draw.forget) == sorted(draw.forget)
         wanted = Counter(forget[i].relation for i in draw.forget)
         had = Counter(retain[i].relation for i in draw.first)
         there = Counter(row.relation for row in retain)
