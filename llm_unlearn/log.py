@@ -89,7 +89,7 @@ class JsonlLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; scalars of numpy and torch are accepted."""
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
         try:
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
@@ -108,11 +108,12 @@ def _kept(line: bytes, keep: Callable[[dict[str, Any]], bool] | None) -> bool:
         return False
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values for JSON: keys as text, scalars of numpy and torch as numbers, NaN and inf as None."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ from llm_unlearn.cli.common import run_app
 from llm_unlearn.cli.evaluate import compare_command, eval_command, report_command
 from llm_unlearn.cli.listing import doctor_command, ls_app
 from llm_unlearn.cli.plan import plan_command
+from llm_unlearn.cli.probe import probe_command
 from llm_unlearn.cli.quickstart import quickstart_command
 from llm_unlearn.cli.study import study_app
 from llm_unlearn.cli.tune import tune_command
@@ -26,6 +27,9 @@ app.command(
     epilog="Example: llm-unlearn eval runs/world40/unlearn/grok/npo --suite tofu_world "
     "--reference runs/world40-gold@grok",
 )(eval_command)
+app.command("probe", epilog="Example: llm-unlearn probe runs/world40@grok --against runs/world40@fit --which cka")(
+    probe_command
+)
 app.command("compare", epilog="Example: llm-unlearn compare studies/prepost --by checkpoint")(compare_command)
 app.command("report", epilog="Example: llm-unlearn report studies/prepost --out report.html")(report_command)
 app.command("plan", epilog="Example: llm-unlearn plan --config recipes/configs/grok/short40.yaml --probe")(plan_command)

@@ -91,7 +91,7 @@ def eval_command(
     chosen = load_suite(suite or _usual_suite(origin))
     if tofu_dir or forget_split:
         data, data_dir = data or "tofu", data_dir or tofu_dir
-    about = open_start(model, _data(data or chosen.config.data, data_dir, forget_split, origin), None)
+    about = open_start(model, data_asked(data or chosen.config.data, data_dir, forget_split, origin), None)
     # on given splits nothing was asked to be forgotten that a reference could have seen
     if reference is not None and not reference.endswith(".json") and not about.corpus.given:
         _check_reference(reference, about, origin)
@@ -100,7 +100,7 @@ def eval_command(
         chosen,
         about.corpus,
         about.request,
-        fmt=fmt.value if fmt else _format(model, origin, chosen.config.format),
+        fmt=fmt.value if fmt else format_of(model, origin, chosen.config.format),
         gold=reference,
         start=origin.get("start"),
         out=out,
@@ -143,7 +143,7 @@ def _show(result: dict[str, Any]) -> None:
     typer.echo(f"results: {result['folder']}/results.json")
 
 
-def _data(kind: str | None, folder: Path | None, forget_split: str | None, origin: dict[str, Any]) -> Any:
+def data_asked(kind: str | None, folder: Path | None, forget_split: str | None, origin: dict[str, Any]) -> Any:
     """Return the config of the data asked for, None for the model's own."""
     from llm_unlearn.config import build_config
     from llm_unlearn.data.source import DataConfig
@@ -216,7 +216,8 @@ def report_command(
     typer.echo(f"report: {written}")
 
 
-def _format(model: str, origin: dict[str, Any], of_suite: str) -> Any:
+def format_of(model: str, origin: dict[str, Any], of_suite: str) -> Any:
+    """Return the prompt format of a model: the one it was trained with, its chat template, or the suite's."""
     from llm_unlearn.models.pretrained import load_tokenizer
 
     if origin.get("config"):

@@ -9,7 +9,9 @@ import typer
 from llm_unlearn.cli.common import print_json
 from llm_unlearn.cli.evaluate import Json
 
-ls_app = typer.Typer(help="List methods, gradients, metrics, suites, worlds and model sizes.", no_args_is_help=True)
+ls_app = typer.Typer(
+    help="List methods, gradients, metrics, probes, suites, worlds and model sizes.", no_args_is_help=True
+)
 
 
 @ls_app.command("methods", epilog="Example: llm-unlearn ls methods --show npo")
@@ -70,6 +72,15 @@ def metrics(as_json: Json = False) -> None:
         as_json,
         ("name", "unit", "direction", "source", "help"),
     )
+
+
+@ls_app.command("probes")
+def probes(as_json: Json = False) -> None:
+    """Probes of a model's insides: formula, source, cost."""
+    from llm_unlearn.eval.probes.table import PROBES
+
+    keys = ("name", "formula", "source", "cost", "help")
+    _print([{key: getattr(p, key) for key in keys} for p in PROBES.values()], as_json, keys)
 
 
 @ls_app.command("suites")

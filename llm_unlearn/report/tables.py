@@ -87,6 +87,24 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def probes_table(result: Mapping[str, Any]) -> Table:
+    """Return the numbers of the probes a call ran (what `probe_model` returns), each beside its null."""
+    table = _table(f"{result['model']}: probes")
+    for head in ("probe", "what"):
+        table.add_column(head)
+    for head in ("value", "null, 95 %", "CPU s"):
+        table.add_column(head, justify="right")
+    for name in result["ran"]:
+        found = result["probes"][name]
+        for i, line in enumerate(found["lines"]):
+            null = "" if line["null"] is None else f"{line['null'][0]:.3f} to {line['null'][1]:.3f}"
+            value = DASH if not math.isfinite(line["value"]) else _exact(line["value"])
+            cost = f"{found['cost']['cpu_seconds']:.1f}" if i == 0 else ""
+            table.add_row(name if i == 0 else "", Text(printable(line["name"])), value, null, cost)
+        table.add_section()
+    return table
+
+
 def tuned_table(found: Sequence[Choice]) -> Table:
     """Return what tuning chose, by checkpoint and method."""
     table = _table("Settings with the least damage that forget down to gold's level plus the margin")

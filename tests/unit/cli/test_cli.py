@@ -18,6 +18,7 @@ from llm_unlearn.cli.doctor import NEEDED
 from llm_unlearn.data.world import PRESETS
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.metrics.table import METRICS
+from llm_unlearn.eval.probes.table import PROBES
 from llm_unlearn.eval.suite import suite_names
 from llm_unlearn.methods.gradients import GRADIENTS
 from llm_unlearn.methods.table import METHODS
@@ -25,8 +26,8 @@ from llm_unlearn.models.tiny import SIZES
 
 ROOT = Path(__file__).resolve().parents[3]
 LISTS = {
-    "methods": METHODS, "gradients": GRADIENTS, "metrics": METRICS, "suites": suite_names(), "worlds": PRESETS,
-    "sizes": SIZES,
+    "methods": METHODS, "gradients": GRADIENTS, "metrics": METRICS, "probes": PROBES, "suites": suite_names(),
+    "worlds": PRESETS, "sizes": SIZES,
 }  # fmt: skip
 HELP = """
 import resource, sys
@@ -56,7 +57,8 @@ def invoke(*argv: str):
 
 def test_the_commands_are_those_promised():
     assert COMMANDS == sorted(
-        [("quickstart",), ("eval",), ("compare",), ("report",), ("plan",), ("doctor",), ("tune",), ("study",), ("ls",)]
+        [("quickstart",), ("eval",), ("probe",), ("compare",), ("report",), ("plan",), ("doctor",), ("tune",)]
+        + [("study",), ("ls",)]
         + [("study", name) for name in ("plan", "run", "status")]
         + [("ls", name) for name in LISTS]
     )
