@@ -1,4 +1,4 @@
-"""llm-unlearn quickstart: the whole main job on the embedded world, offline, on a CPU."""
+"""llm-unlearn quickstart: the whole main job on the embedded world, or on digits, offline, on a CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from llm_unlearn.cli.common import print_json, start_logging
 from llm_unlearn.cli.evaluate import Json
+from llm_unlearn.errors import UserError
 
 
 def quickstart_command(
@@ -22,12 +23,15 @@ def quickstart_command(
         ),
     ] = 1,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="World: short40 (one-word answers), world40 (short sentences; takes twice as long), "
+            help="World: short40 (one-word answers; the default), world40 (short sentences; takes twice as long), "
             "or world12 (a toy that does not grok)."
         ),
-    ] = "short40",
+    ] = None,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Images in place of questions: digits and a small CNN, five methods.")
+    ] = False,
     jobs: Annotated[
         int, typer.Option(min=1, help="Processes, one thread each; model and gold train side by side.")
     ] = 2,
@@ -37,6 +41,8 @@ def quickstart_command(
     report.html.
     """
     start_logging()
+    if vision and preset is not None:
+        raise UserError("--preset names a world of questions, --vision takes images; give one of the two")
     import os
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks the hub
@@ -44,14 +50,17 @@ def quickstart_command(
     from llm_unlearn.eval.outcome import load_outcomes
     from llm_unlearn.log import get_logger
     from llm_unlearn.report.html import write_report
+    from llm_unlearn.study import presets
     from llm_unlearn.study.matrix import plan
-    from llm_unlearn.study.presets import quickstart
     from llm_unlearn.study.runner import run_missing
 
     log = get_logger(__name__)
-    study = quickstart(out, seed, preset)
+    study = presets.vision(out, seed) if vision else presets.quickstart(out, seed, preset or "short40")
     cells = plan(study)
-    log.info("world %s, seed %d: 2 trainings, %d unlearning runs on %d processes", preset, seed, len(cells) - 2, jobs)
+    training = sum(cell.kind == "train" for cell in cells)
+    what = "digits" if vision else f"world {study.grok.data.preset}"
+    runs = len(cells) - training
+    log.info("%s, seed %d: %d trainings, %d unlearning runs on %d processes", what, seed, training, runs, jobs)
     ended = run_missing(out, cells, jobs)
     page = write_report([out], out / "report.html")
     comparison = compare(load_outcomes([out]))
