@@ -23,8 +23,8 @@ class Primary(Config):
     """What a study is to decide, stated before it runs; it goes into every result."""
 
     measure: str = Field(
-        description="Metric of the suite, `METRIC~gold` for its distance to gold, `METRIC~drop` for its fall from doing "
-        "nothing's, or a number along the way (updates_to_target, retain_at_target, seconds_to_gold_acc ...)."
+        description="Metric of the suite, `METRIC~gold` for its distance to gold, `METRIC~drop` for its fall from "
+        "doing nothing's, or a number along the way (updates_to_target, retain_at_target, seconds_to_gold_acc ...)."
     )
     methods: tuple[str, ...] = Field(min_length=1, description="Methods it is judged on.")
     contrasts: tuple[tuple[str, str], ...] = Field(
