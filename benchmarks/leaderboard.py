@@ -196,7 +196,7 @@ def head_of(args: argparse.Namespace, trials: dict[str, int], extra: dict[tuple[
 
 def outcomes_of(cells: Sequence[Any], store: Any, scenario: str) -> list[Any]:
     """Read the study's own finished cells; whatever else lies in its folders is of another study."""
-    from llm_unlearn.eval.compare import find_outcomes
+    from llm_unlearn.eval.outcome import find_outcomes
 
     records = [store.read(cell) for cell in cells if cell.kind == "unlearn" and cell.spec["scenario"] == scenario]
     return find_outcomes([Path(r["result"]["folder"]) for r in records if r and r["status"] == "ok"])

@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     from llm_unlearn.config import load_config
-    from llm_unlearn.eval.compare import compare, load_outcomes
+    from llm_unlearn.eval.compare import compare
+    from llm_unlearn.eval.outcome import load_outcomes
     from llm_unlearn.log import setup
     from llm_unlearn.report.tables import as_json
     from llm_unlearn.study.config import StudyConfig

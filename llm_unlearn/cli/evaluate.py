@@ -186,7 +186,8 @@ def compare_command(
     """Put checkpoints side by side under the same method, scenario and seed, with paired differences; the contrast that
     a study declared beforehand (`primary`) is judged apart from all others.
     """
-    from llm_unlearn.eval.compare import compare, load_outcomes, of_scenario
+    from llm_unlearn.eval.compare import compare
+    from llm_unlearn.eval.outcome import load_outcomes, of_scenario
     from llm_unlearn.report.tables import as_json as comparison_json
     from llm_unlearn.report.tables import comparison_tables, show
 

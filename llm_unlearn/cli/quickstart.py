@@ -40,7 +40,8 @@ def quickstart_command(
     import os
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks the hub
-    from llm_unlearn.eval.compare import compare, load_outcomes
+    from llm_unlearn.eval.compare import compare
+    from llm_unlearn.eval.outcome import load_outcomes
     from llm_unlearn.log import get_logger
     from llm_unlearn.report.html import write_report
     from llm_unlearn.study.matrix import plan

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_unlearn.eval.compare import MAIN, Outcome
+from llm_unlearn.eval.compare import MAIN
+from llm_unlearn.eval.outcome import Outcome
 
 NEARNESS = ("forget_acc", "forget_inf_acc", "retain_acc")
 NEARNESS_TOFU = ("forget_Q_A_Prob", "model_utility")

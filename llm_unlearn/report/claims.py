@@ -18,11 +18,13 @@ from typing import Literal
 
 import numpy as np
 
-from llm_unlearn.eval.compare import Outcome, paired_numbers
+from llm_unlearn.eval.compare import paired_numbers
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.reach import horizon_of
 from llm_unlearn.report import published
 from llm_unlearn.report.course import MIN_SPREAD, times_by_place
-from llm_unlearn.report.grids import MIN_SEEDS, Grid, Row
+from llm_unlearn.report.grid import Grid, Row
+from llm_unlearn.report.grids import MIN_SEEDS
 from llm_unlearn.report.paper_table import checkpoints
 from llm_unlearn.report.text import DASH, listed
 from llm_unlearn.stats import Interval, paired_difference, variance_ratio

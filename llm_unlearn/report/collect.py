@@ -10,7 +10,8 @@ from typing import Any
 
 from llm_unlearn.config import digest, flatten
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.compare import Comparison, Outcome, compare, find_outcomes, of_scenario
+from llm_unlearn.eval.compare import Comparison, compare
+from llm_unlearn.eval.outcome import Outcome, find_outcomes, of_scenario
 from llm_unlearn.files import read_json, read_jsonl
 from llm_unlearn.grok.detector import GROKKED, KINDS
 from llm_unlearn.study.matrix import CONTROLS

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llm_unlearn.eval.compare import By, Outcome, Unit, paired_numbers
+from llm_unlearn.eval.compare import paired_numbers
 from llm_unlearn.eval.frontier import area, points
+from llm_unlearn.eval.outcome import By, Outcome, Unit
 from llm_unlearn.eval.reach import Time, horizon_of, log_rank, restricted_difference, survival
-from llm_unlearn.report.grids import ALPHA, MIN_SEEDS, Grid, Row
+from llm_unlearn.report.grid import Grid, Row
+from llm_unlearn.report.grids import ALPHA, MIN_SEEDS
 from llm_unlearn.report.paper_table import COLUMNS, PAIRS, checkpoints, present
 from llm_unlearn.report.text import DASH, count, p_value
 from llm_unlearn.stats import Difference, deviation_interval, holm, paired_difference, variance_ratio

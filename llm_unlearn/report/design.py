@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from llm_unlearn.eval.compare import Comparison, Outcome, other_requests, summarise
+from llm_unlearn.eval.compare import Comparison, other_requests, summarise
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.primary import MIN_SEEDS, PrimaryContrast, PrimaryResult
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.text import DASH, count, listed, mean, number, p_value

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from llm_unlearn.eval.compare import COLLAPSED_BELOW, Comparison, Contrast, Outcome, Summary, summarise
+from llm_unlearn.eval.compare import Comparison, Contrast, Summary, summarise
+from llm_unlearn.eval.outcome import COLLAPSED_BELOW, Outcome
 from llm_unlearn.grok.detector import KINDS
 from llm_unlearn.report.design import primary, starts
 from llm_unlearn.report.grid import Grid, Row

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_unlearn.eval.compare import Outcome, Summary, summarise
+from llm_unlearn.eval.compare import Summary, summarise
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import Beside, reference, updates
 from llm_unlearn.report.text import DASH, counted, mean, number

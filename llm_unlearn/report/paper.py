@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_unlearn.eval.compare import Outcome
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report.claims import claims, claims_grid
 from llm_unlearn.report.course import frontier_grid, spread_grid, times_grid
-from llm_unlearn.report.grids import Grid
+from llm_unlearn.report.grid import Grid
 from llm_unlearn.report.paper_table import by_place, differences, layout
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_unlearn.eval.compare import ORDER, Contrast, Outcome, contrasts_between
-from llm_unlearn.report.grids import ALPHA, MIN_SEEDS, Grid, Row, RowKind
+from llm_unlearn.eval.compare import ORDER, Contrast, contrasts_between
+from llm_unlearn.eval.outcome import Outcome
+from llm_unlearn.report.grid import Grid, Row, RowKind
+from llm_unlearn.report.grids import ALPHA, MIN_SEEDS
 from llm_unlearn.report.text import DASH, p_value
 from llm_unlearn.stats import mean_interval
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from llm_unlearn.eval.compare import ORDER, Comparison, Outcome
+from llm_unlearn.eval.compare import ORDER, Comparison
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report.collect import GrokRun, paired
 from llm_unlearn.report.grids import axes, reference, runs_of
 from llm_unlearn.report.text import listed

@@ -13,7 +13,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm_unlearn.eval.compare import Comparison, Outcome
+from llm_unlearn.eval.compare import Comparison
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.primary import PrimaryResult
 from llm_unlearn.report.answers import Said, answer_rows, pick_run
 from llm_unlearn.report.grid import Grid

@@ -9,8 +9,9 @@ from typing import Any
 
 from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError, suggest
-from llm_unlearn.eval.compare import AT_TARGET, MAIN, UNTIL
+from llm_unlearn.eval.compare import MAIN
 from llm_unlearn.eval.derived import DERIVED
+from llm_unlearn.eval.outcome import AT_TARGET, UNTIL
 from llm_unlearn.eval.primary import MIN_SEEDS, Primary
 from llm_unlearn.eval.suite import Suite
 from llm_unlearn.grok.config import GrokConfig

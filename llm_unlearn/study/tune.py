@@ -135,7 +135,7 @@ def _check_other_requests(config: StudyConfig, arm: str, tuning: Sequence[Cell])
     corpus = open_corpus(data)
 
     def request(gold: Cell) -> str:
-        return request_digest(corpus, draw_request(corpus, Scenario(**gold.spec["config"]["scenario"])))
+        return request_digest(corpus, draw_request(corpus, build_config(Scenario, gold.spec["config"]["scenario"])))
 
     golds = [
         gold

@@ -22,6 +22,7 @@ from llm_unlearn.models.pretrained import (
 from llm_unlearn.seeding import derive, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock
 from llm_unlearn.train.loop import Callback, Run, join_world, train
+from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, gold_kind, run_origin
 from llm_unlearn.train.snapshot import claim_output, finished, save_outcome, write_result
 from llm_unlearn.train.tasks import Place
@@ -58,6 +59,7 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
     Raises UserError for anything the user can mend, and Diverged where nothing was evaluated before numbers ceased to
     be finite, or the last step is to be kept.
     """
+    check_optimizer(config)
     wrapper, editing = choose_wrapper(config.method), is_edit(config)
     out = Path(config.out) if config.out else default_out(config.model, config.method.label)
     config = absolute_paths(config)

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from llm_unlearn.config import build_config, load_config
+from llm_unlearn.grok.config import GrokConfig
+from llm_unlearn.grok.run import train_grok
 from llm_unlearn.train.finetune import FinetuneConfig, finetune
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.run import run_unlearn
@@ -34,10 +36,10 @@ def steps_of(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
 
 
-def launched(given: list[str]) -> subprocess.CompletedProcess[str]:
+def launched(given: list[str], recipe: str = "run_unlearn") -> subprocess.CompletedProcess[str]:
     """The recipe, on two processes."""
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes"]
-    launch += ["2", "--main_process_port", "0", "recipes/run_unlearn.py"]
+    launch += ["2", "--main_process_port", "0", f"recipes/{recipe}.py"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run([*launch, *given], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
@@ -81,6 +83,50 @@ def test_losses_are_those_of_one_process(method, start, tmp_path):
         assert b == pytest.approx(a, rel=1e-5), (one, two)
     assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
     assert done.stderr.count("kept step") == 1
+
+
+TEXTS = ["data.preset=world12", "scenario.size=2", "model.size=nano"]
+IMAGES = ["data.kind=digits", "scenario.kind=class", "scenario.size=1", "watch.thresholds=vision"]
+LEVERS = {
+    "sam": [*TEXTS, "sam.rho=0.5", "loop.micro_batch=4"],
+    "sam_spline": [*TEXTS, "sam.rho=0.5", "spline.weight=2"],
+    "spline_images": [*IMAGES, "spline.weight=2", "loss=mse"],
+}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
+def test_levers_of_grokking_pull_as_in_one_process(levers, tmp_path):
+    given = [
+        "loop.batch_size=16", "loop.max_steps=3", "loop.log_every=1", "loop.threads=1", "watch.items=10",
+        "watch.until=max_steps", "optim.lr=1e-3", "optim.warmup=0", *levers,
+    ]  # fmt: skip
+    train_grok(load_config(GrokConfig, None, [*given, f"out={tmp_path / 'one'}"]))
+    done = launched([*given, f"out={tmp_path / 'two'}"], "train_grok")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
+    assert [line.keys() for line in one] == [line.keys() for line in two]
+    assert len(one) == 3
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-5), (one, two)
+    a, b = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
+    for name, values in a.items():
+        torch.testing.assert_close(b[name], values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.integration
+def test_batch_norm_has_the_first_processes_statistics_under_sam(tmp_path):
+    """Statistics are those of a process' own images, so two processes do not give what one does."""
+    given = [
+        *IMAGES, "model.net.arch=cnn", "model.net.norm=batch", "sam.rho=0.5", "loop.batch_size=16", "loop.max_steps=2",
+        "loop.threads=1", "watch.items=10", "watch.until=max_steps", f"out={tmp_path / 'two'}",
+    ]  # fmt: skip
+    done = launched(given, "train_grok")
+    assert done.returncode == 0, done.stderr[-3000:]
+    values = load_file(tmp_path / "two" / "last" / "model.safetensors")
+    counts = {name: int(value) for name, value in values.items() if name.endswith("num_batches_tracked")}
+    assert counts
+    assert set(counts.values()) == {2}, "the second look of a step is not counted"
 
 
 @pytest.mark.integration

@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.compare import (
-    AT_TARGET,
-    Outcome,
-    compare,
-    contrasts_between,
-    find_outcomes,
-    load_outcomes,
-    paired_numbers,
-)
+from llm_unlearn.eval.compare import compare, contrasts_between, paired_numbers
+from llm_unlearn.eval.outcome import AT_TARGET, Outcome, find_outcomes, load_outcomes
 
 REACHED = ((0, 0.9, 1.0), (4, 0.2, 0.8), (8, 0.1, 0.7))  # step, forget probability, retain accuracy
 NEVER = ((0, 0.9, 1.0), (8, 0.3, 0.9))

@@ -13,7 +13,8 @@ from scipy import stats as scipy_stats
 from llm_unlearn.cli import app
 from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.compare import Outcome, compare, of_scenario, other_requests, primary_of
+from llm_unlearn.eval.compare import compare, other_requests, primary_of
+from llm_unlearn.eval.outcome import Outcome, of_scenario
 from llm_unlearn.eval.primary import Paired, Primary, judge
 from llm_unlearn.report.collect import report_data
 from llm_unlearn.stats import detectable_effect

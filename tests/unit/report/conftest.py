@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_unlearn.eval.compare import Outcome
+from llm_unlearn.eval.outcome import Outcome
 
 METRICS = {
     # name: (value, gold, do nothing)

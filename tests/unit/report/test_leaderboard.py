@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_unlearn.eval.compare import Outcome
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report.leaderboard import as_json, grids, holds, reached, share_reached, standings
 from llm_unlearn.report.tables import grids_markdown
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_unlearn.eval.compare import Outcome, compare
+from llm_unlearn.eval.compare import compare
+from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report import published
 from llm_unlearn.report.claims import Claim, claims, claims_grid, judge, published_claims
 from llm_unlearn.report.collect import ReportData
