@@ -31,6 +31,7 @@ from llm_unlearn.study.arms import (
     wanted,
 )
 from llm_unlearn.study.config import StudyConfig
+from llm_unlearn.study.identity import as_before
 from llm_unlearn.study.tuned import Tuned, read_tuned, settings_for
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.wrapped import choose_wrapper
@@ -170,7 +171,7 @@ def make_cell(
     facts: Mapping[str, Any] | None = None,
 ) -> Cell:
     """Return a cell with the id that its content gives it."""
-    found = digest({"kind": kind, "spec": spec, "after": after, "code": __version__})[:12]
+    found = digest({"kind": kind, "spec": as_before(spec), "after": after, "code": __version__})[:12]
     return Cell(found, kind, label, spec, after, facts or {})
 
 

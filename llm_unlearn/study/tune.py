@@ -31,6 +31,7 @@ from llm_unlearn.study.arms import (
     trainings,
 )
 from llm_unlearn.study.config import StudyConfig
+from llm_unlearn.study.identity import as_before
 from llm_unlearn.study.matrix import (
     Cell,
     Place,
@@ -182,7 +183,8 @@ def _trial_cell(config: StudyConfig, place: Place, name: str, setting: Setting) 
     updates = config.tune.updates or config.unlearn.loop.max_steps
     changes = nested({**setting, "loop.max_steps": updates})
     # named by what is tried, so that other trials never find its folder taken
-    folder = digest({"changes": changes, "base": method_values(config, name), "seeds": place.seed})[:12]
+    base = as_before(method_values(config, name), "config.")
+    folder = digest({"changes": changes, "base": base, "seeds": place.seed})[:12]
     checked = unlearn_config(config, place, name, changes, Path(config.out) / "trials" / place.folder / name / folder)
     spec = {
         "config": checked.model_dump(mode="json"),
