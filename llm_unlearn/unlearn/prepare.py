@@ -80,9 +80,16 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
 
     unseen = scores(model, "holdout") if "holdout" in splits else None
     if config.gold is not None:
+        gold_origin = read_origin(config.gold)
+        ways = [its.get("config", {}).get("shuffle", "none") for its in (gold_origin, start.origin)]
+        if ways[0] != ways[1]:
+            raise UserError(
+                f"gold {config.gold}: was trained with shuffle={ways[0]}, the start model with shuffle={ways[1]}; "
+                "train gold the same way"
+            )
         check_same_request(
             config.gold,
-            read_origin(config.gold),
+            gold_origin,
             start.data_digest,
             request_digest(start.corpus, start.request),
             gold_kind(start.origin),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_unlearn.config import build_config
 from llm_unlearn.data.schema import Corpus, QARow
+from llm_unlearn.data.shuffle import shuffle_inferred
 from llm_unlearn.data.source import DataConfig, corpus_digest, open_corpus
 from llm_unlearn.data.splits import Request, Scenario, draw_request
 from llm_unlearn.errors import UserError
@@ -26,18 +27,18 @@ class Start:
     request: Request
     origin: Mapping[str, Any]
     data_digest: str
+    trained: Sequence[QARow]
+    """The `train` split with the answers that the model was trained on (see `GrokConfig.shuffle`)."""
 
     @property
     def forget(self) -> list[QARow]:
         """The rows to be forgotten."""
-        train = self.corpus.split("train")
-        return [train[i] for i in self.request.forget]
+        return [self.trained[i] for i in self.request.forget]
 
     @property
     def retain(self) -> list[QARow]:
         """The rows to be kept."""
-        train = self.corpus.split("train")
-        return [train[i] for i in self.request.retain]
+        return [self.trained[i] for i in self.request.retain]
 
 
 def open_start(reference: str, data: DataConfig | None, scenario: Scenario | None) -> Start:
@@ -65,4 +66,6 @@ def open_start(reference: str, data: DataConfig | None, scenario: Scenario | Non
         raise UserError(
             f"{reference}: was trained on other data than '{corpus.name}' holds now; give the data it was trained on"
         )
-    return Start(reference, data, scenario, corpus, draw_request(corpus, scenario), origin, identity)
+    shuffled = shuffle_inferred(corpus, data.seed) if trained.get("shuffle") == "inferred" else corpus
+    rows = () if corpus.given else shuffled.split("train")
+    return Start(reference, data, scenario, corpus, draw_request(corpus, scenario), origin, identity, rows)

@@ -10,6 +10,8 @@ import pytest
 from llm_unlearn.config import build_config
 from llm_unlearn.data.schema import save_corpus
 from llm_unlearn.errors import UserError
+from llm_unlearn.grok.config import GrokConfig
+from llm_unlearn.grok.run import train_grok
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.models.pretrained import read_origin
 from llm_unlearn.train.finetune import FinetuneConfig, finetune
@@ -160,7 +162,8 @@ def test_ascent_up_to_the_loss_of_what_was_never_seen(home, monkeypatch):
         assert line["loss"] == pytest.approx(gamma * line["forget_loss"] + (1 - gamma) * line["retain_loss"], rel=1e-5)
     fitted("runs/gold", exclude="forget")
     gold = unlearn(out="g", method=method, gold="runs/gold@final")
-    assert (gold["target_from"], gold["target_loss"]) == ("gold", -levels[1].logp)
+    assert (gold["target_from"], gold["target_loss"]) == ("gold", -levels[0].logp), "gold's own level is an oracle's"
+    assert levels[1].logp != levels[1].unseen_logp == levels[0].logp
     given = unlearn(out="t", method={"name": "nabla_tau", "params": {"target": 2.5}})
     assert given["target_loss"] == 2.5
 
@@ -197,3 +200,28 @@ def test_an_unknown_wrapper_is_refused_before_anything_is_written(home):
 )  # fmt: skip
 def test_a_label_names_what_is_not_the_methods_own(config, label):
     assert MethodConfig(**{"name": "npo", **config}).label == label
+
+
+def grokked(out: str, **changes) -> None:
+    values = {"out": out, "data": {"kind": "world", "path": "./world"}, "scenario": {"size": 2}, "loop": LOOP}
+    watch = {"until": "max_steps", "first": 2, "items": 20}
+    train_grok(build_config(GrokConfig, {**values, "model": {"size": "nano"}, "watch": watch, **changes}))
+
+
+def test_a_twin_keeps_the_answers_it_was_trained_on(home):
+    grokked("runs/twin", shuffle="inferred")
+    start, true = (open_start(name, None, None) for name in ("runs/twin@last", "runs/a"))
+    assert start.data_digest == true.data_digest
+    assert start.forget == true.forget
+    other = [a.hop for a, b in zip(start.retain, true.retain, strict=True) if a != b]
+    assert len(other) > 10
+    assert set(other) == {2}
+
+
+def test_a_twin_is_judged_by_a_gold_of_its_own_kind(home):
+    grokked("runs/twin", shuffle="inferred")
+    grokked("runs/gold", exclude="forget")
+    with pytest.raises(UserError, match="trained with shuffle=none, the start model with shuffle=inferred"):
+        unlearn(model="runs/twin@last", gold="runs/gold@last")
+    grokked("runs/twin-gold", shuffle="inferred", exclude="forget")
+    assert unlearn(model="runs/twin@last", gold="runs/twin-gold@last")["target_from"] == "gold"
