@@ -108,7 +108,8 @@ def world(args: argparse.Namespace) -> None:
         "seconds": seconds_by_kind(records),
         "errors": {r["label"]: r["error"].strip().splitlines()[-1] for r in records if r["error"].strip()},
         "tuned": [
-            {"checkpoint": c.checkpoint, "method": c.method, "setting": c.setting, "trials": c.trials,
+            {"scenario": c.scenario, "checkpoint": c.checkpoint, "method": c.method,
+             "setting": c.setting, "trials": c.trials,
              "feasible_trials": c.feasible_trials, "score": None if c.score is None else vars(c.score)}
             for c in found
         ],

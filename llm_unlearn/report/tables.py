@@ -108,20 +108,25 @@ def probes_table(result: Mapping[str, Any]) -> Table:
 def tuned_table(found: Sequence[Choice]) -> Table:
     """Return what tuning chose, by checkpoint and method."""
     table = _table("Settings with the least damage that forget down to gold's level plus the margin")
-    for i, head in enumerate(("checkpoint", "method", "settings", "short", "damage", "feasible", "")):
-        table.add_column(head, justify="right" if 3 <= i <= 5 else "left")
+    for i, head in enumerate(("scenario", "checkpoint", "method", "settings", "short", "damage", "feasible", "")):
+        table.add_column(head, justify="right" if 4 <= i <= 6 else "left")
     for choice in found:
+        scenario = Text(printable(choice.scenario)) if choice.scenario else "all"
         if choice.setting is None or choice.score is None:
-            table.add_row(choice.checkpoint, Text(printable(choice.method)), DASH, DASH, DASH, DASH, "no result")
+            table.add_row(
+                scenario, choice.checkpoint, Text(printable(choice.method)), DASH, DASH, DASH, DASH, "no result"
+            )
             continue
         told = " ".join(f"{key.rsplit('.', 1)[-1]}={value:g}" for key, value in choice.setting.items()) or "(none)"
         flag = "" if choice.score.feasible else "not feasible: the nearest"
         numbers = (f"{choice.score.shortfall:.3f}", f"{choice.score.damage:+.3f}")
         feasible = f"{choice.feasible_trials}/{choice.trials}"
-        table.add_row(choice.checkpoint, Text(printable(choice.method)), Text(told), *numbers, feasible, flag)
+        row = (scenario, choice.checkpoint, Text(printable(choice.method)), Text(told))
+        table.add_row(*row, *numbers, feasible, flag)
     table.caption = (
         "short: forget probability above gold's plus the margin; damage: fall of the kept answers' probability, direct "
-        "and two-hop; feasible: trials that came down to that level in most draws."
+        "and two-hop; feasible: trials that came down to that level in most draws with as much left as "
+        "stop.floor asks."
     )
     return table
 

@@ -189,7 +189,7 @@ def _train_cell(config: StudyConfig, seed: int, arm: str, run: str, exclude: str
 def _study_cell(
     config: StudyConfig, suite: Suite, place: Place, name: str, tuned: Tuned | None, told: Mapping[str, Any]
 ) -> Cell:
-    found = settings_for(tuned, str(config.tuned), place.checkpoint, name) if tuned is not None else {}
+    found = settings_for(tuned, str(config.tuned), place.scenario, place.checkpoint, name) if tuned is not None else {}
     # tuned again, a method has other settings and so a folder of its own
     folder = name if tuned is None else f"{name}-{digest(found)[:12]}"
     out = Path(place.model.spec["config"]["out"]) / "unlearn" / place.folder / folder

@@ -49,28 +49,31 @@ from llm_unlearn.study.store import Store
 from llm_unlearn.study.tuned import Tuned, TunedEntry, check_other_seeds
 from llm_unlearn.train.origin import request_digest
 from llm_unlearn.unlearn.config import MethodConfig
+from llm_unlearn.unlearn.stopping import left
 
-KEPT = ("retain_prob", "retain_inf_prob")
+KEPT = ("retain_prob", "retain_inf_prob", "test_prob")
 WORLDS = ("world", "ledger")  # drawn by their seed, and slow to make
 
 
 @dataclass(frozen=True)
 class Draw:
     """How a setting did on one seed and scenario, at the step that the run kept, as shares of one: forget probability
-    above the target (at most 0: reached), and the mean fall of the kept answers' probability.
+    above the target (at most 0: reached), the mean fall of the kept answers' probability, and whether as much is left
+    as the run's own `stop.floor` asks.
     """
 
     excess: float
     damage: float
+    enough: bool = True
 
 
-DIVERGED = Draw(1.0, 1.0)  # nothing is left of such a model
+DIVERGED = Draw(1.0, 1.0, False)  # nothing is left of such a model
 
 
 @dataclass(frozen=True)
 class Score:
     """A setting over all draws: means of what was missing to the target (0 where it was reached) and of the damage, and
-    whether more than half of the draws reached it.
+    whether more than half of the draws reached it with enough left.
     """
 
     shortfall: float
@@ -82,9 +85,10 @@ class Score:
 @dataclass(frozen=True)
 class Choice:
     """What tuning found for a method at a checkpoint; None where no trial has a result (its checkpoint was never
-    reached, or every trial failed).
+    reached, or every trial failed). `scenario` is empty where the draws of all scenarios are taken together.
     """
 
+    scenario: str
     checkpoint: str
     method: str
     setting: Setting | None
@@ -198,61 +202,72 @@ def _trial_cell(config: StudyConfig, place: Place, name: str, setting: Setting) 
     return make_cell("tune", f"tune {place.label} {name} {told}".rstrip(), spec, (place.model.id, place.gold.id))
 
 
-def draw_of(result: Mapping[str, Any]) -> Draw:
-    """Return what the result of a trial's cell says."""
+def draw_of(result: Mapping[str, Any], floor: float | None = None) -> Draw:
+    """Return what the result of a trial's cell says; `floor` is that of `StopConfig`."""
     if "diverged" in result:
         return DIVERGED
     start, kept = result["start"], result["kept"]
     falls = [start[name] - kept[name] for name in KEPT if name in kept]
-    found = Draw(kept["forget_prob"] - result["target"], sum(falls) / len(falls))
+    enough = left(kept, start) >= (floor or 0.0)
+    found = Draw(kept["forget_prob"] - result["target"], sum(falls) / len(falls), enough)
     return found if math.isfinite(found.excess) and math.isfinite(found.damage) else DIVERGED
 
 
 def score(draws: Sequence[Draw]) -> Score:
     """Return what a setting did over its draws (seeds x scenarios)."""
-    reached = sum(draw.excess <= 0 for draw in draws)
+    reached = sum(draw.excess <= 0 and draw.enough for draw in draws)
     shortfall = float(np.mean([max(0.0, draw.excess) for draw in draws]))
     return Score(shortfall, float(np.mean([draw.damage for draw in draws])), 2 * reached > len(draws), len(draws))
 
 
 def best(scores: Sequence[Score]) -> int:
-    """Return which setting is taken: of the feasible ones that with the least damage; if there is none, the one nearest
-    to the target, of equally near ones that with the least damage. The first of equals wins.
+    """Return which setting is taken: of the feasible ones that with the least damage; if there is none, the one with
+    the least shortfall and damage together: forgetting by destroying the model is no nearer than not forgetting. The
+    first of equals wins.
     """
     feasible = [i for i, found in enumerate(scores) if found.feasible]
     if feasible:
         return min(feasible, key=lambda i: scores[i].damage)
-    return min(range(len(scores)), key=lambda i: (scores[i].shortfall, scores[i].damage))
+    return min(range(len(scores)), key=lambda i: scores[i].shortfall + scores[i].damage)
 
 
 def choices(config: StudyConfig, cells: Sequence[Cell], store: Store) -> list[Choice]:
-    """Return what was found for every checkpoint and method, from the records of the trials that have one."""
-    draws: dict[tuple[str, str], dict[str, tuple[Setting, list[Draw]]]] = {}
+    """Return what was found for every checkpoint and method, from the records of the trials that have one: over all
+    scenarios together and, where there are several, for each.
+    """
+    draws: dict[tuple[str, str, str], dict[str, tuple[Setting, list[Draw]]]] = {}
     for cell in cells:
         record = store.read(cell) if cell.kind == "tune" else None
         if record is None or record["status"] != "ok":
             continue
-        of_method = draws.setdefault((cell.spec["checkpoint"], cell.spec["method"]), {})
-        of_method.setdefault(digest(cell.spec["trial"]), (cell.spec["trial"], []))[1].append(draw_of(record["result"]))
-    return [_choice(kind, name, list(draws.get((kind, name), {}).values())) for kind, name in pairs_of(config)]
+        found = draw_of(record["result"], cell.spec["config"]["stop"]["floor"])
+        for scenario in {"", cell.spec["scenario"]}:
+            of_method = draws.setdefault((scenario, cell.spec["checkpoint"], cell.spec["method"]), {})
+            of_method.setdefault(digest(cell.spec["trial"]), (cell.spec["trial"], []))[1].append(found)
+    tuned_on = tuple(dict.fromkeys(cell.spec["scenario"] for cell in cells if cell.kind == "tune"))
+    return [
+        _choice(scenario, kind, name, list(draws.get((scenario, kind, name), {}).values()))
+        for scenario in ("", *(tuned_on if len(tuned_on) > 1 else ()))
+        for kind, name in pairs_of(config)
+    ]
 
 
-def _choice(kind: str, name: str, tried: Sequence[tuple[Setting, Sequence[Draw]]]) -> Choice:
+def _choice(scenario: str, kind: str, name: str, tried: Sequence[tuple[Setting, Sequence[Draw]]]) -> Choice:
     most = max((len(draws) for _, draws in tried), default=0)
     whole = [(setting, score(draws)) for setting, draws in tried if len(draws) == most]
     if not whole:
-        return Choice(kind, name, None, None, 0, 0)
+        return Choice(scenario, kind, name, None, None, 0, 0)
     setting, found = whole[best([found for _, found in whole])]
-    return Choice(kind, name, setting, found, len(whole), sum(found.feasible for _, found in whole))
+    return Choice(scenario, kind, name, setting, found, len(whole), sum(found.feasible for _, found in whole))
 
 
 def write_tuned(path: Path, config: StudyConfig, found: Sequence[Choice]) -> None:
     """Write what was chosen as the file that `StudyConfig.tuned` names; a method without a result is left out."""
-    chosen: dict[str, dict[str, TunedEntry]] = {}
+    chosen: dict[str, dict[str, dict[str, TunedEntry]]] = {}
     for choice in found:
         if choice.setting is None or choice.score is None:
             continue
-        chosen.setdefault(choice.checkpoint, {})[choice.method] = TunedEntry(
+        chosen.setdefault(choice.scenario, {}).setdefault(choice.checkpoint, {})[choice.method] = TunedEntry(
             settings=nested(choice.setting),
             feasible=choice.score.feasible,
             shortfall=choice.score.shortfall,
@@ -264,7 +279,8 @@ def write_tuned(path: Path, config: StudyConfig, found: Sequence[Choice]) -> Non
             seeds=config.tune.seeds,
             scenarios=config.tune.scenarios or tuple(config.scenarios),
             updates=config.tune.updates or config.unlearn.loop.max_steps,
-            checkpoints=chosen,
+            checkpoints=chosen.pop("", {}),
+            by_scenario=chosen,
         ),
         path,
     )

@@ -15,7 +15,9 @@ class TunedEntry(Config):
     """What was chosen for a method at a checkpoint, and how good it was."""
 
     settings: dict[str, Any] = Field(description="Sections of an unlearning config, for example {optim: {lr: 1e-4}}.")
-    feasible: bool = Field(description="Whether forgetting reached gold's level plus the margin; else the nearest.")
+    feasible: bool = Field(
+        description="Whether forgetting reached gold's level plus the margin with enough left; else the nearest."
+    )
     shortfall: float = Field(description="Forget probability above that level, mean over seeds and scenarios.")
     damage: float = Field(description="Fall of the kept answers' probability, mean over direct and two-hop questions.")
     trials: int = Field(ge=1, description="Settings tried.")
@@ -27,7 +29,13 @@ class Tuned(Config):
     seeds: tuple[int, ...] = Field(min_length=1, description="Seeds that were tuned on: no study may measure these.")
     scenarios: tuple[str, ...] = Field((), description="Scenarios that were tuned on; empty: the study's only one.")
     updates: int = Field(ge=1, description="Most updates of a trial.")
-    checkpoints: dict[str, dict[str, TunedEntry]] = Field(description="Checkpoint kind -> method -> settings.")
+    checkpoints: dict[str, dict[str, TunedEntry]] = Field(
+        description="Checkpoint kind -> method -> settings, chosen over all scenarios together."
+    )
+    by_scenario: dict[str, dict[str, dict[str, TunedEntry]]] = Field(
+        default_factory=dict,
+        description="Scenario -> the same, chosen on it alone, which a study takes for it; others take the former.",
+    )
 
 
 def read_tuned(path: str, seeds: tuple[int, ...]) -> Tuned:
@@ -39,11 +47,11 @@ def read_tuned(path: str, seeds: tuple[int, ...]) -> Tuned:
     return tuned
 
 
-def settings_for(tuned: Tuned, path: str, checkpoint: str, method: str) -> dict[str, Any]:
-    """Return the settings of a method at a checkpoint. Raises UserError where the file has none: tuned methods beside
-    untuned ones are no comparison.
+def settings_for(tuned: Tuned, path: str, scenario: str, checkpoint: str, method: str) -> dict[str, Any]:
+    """Return the settings of a method at a checkpoint, for a scenario. Raises UserError where the file has none: tuned
+    methods beside untuned ones are no comparison.
     """
-    methods = tuned.checkpoints.get(checkpoint)
+    methods = tuned.by_scenario.get(scenario, tuned.checkpoints).get(checkpoint)
     if methods is None:
         raise UserError(
             f"{path}: has no checkpoint '{checkpoint}'{suggest(checkpoint, tuned.checkpoints)}; tune it with "

@@ -189,18 +189,21 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(change, said):
 def test_a_draw_is_what_is_missing_to_the_target_and_what_was_damaged():
     start = {"step": 0, "forget_prob": 1.0, "retain_prob": 0.9, "retain_inf_prob": 0.8}
     kept = {"step": 4, "forget_prob": 0.3, "retain_prob": 0.8, "retain_inf_prob": 0.5}
-    assert astuple(draw_of({"start": start, "kept": kept, "target": 0.2})) == pytest.approx((0.1, 0.2))
+    assert astuple(draw_of({"start": start, "kept": kept, "target": 0.2})) == pytest.approx((0.1, 0.2, True))
     for line in (start, kept):
         del line["retain_inf_prob"]  # TOFU has no two-hop questions
-    assert astuple(draw_of({"start": start, "kept": kept, "target": 0.4})) == pytest.approx((-0.1, 0.1))
+    assert astuple(draw_of({"start": start, "kept": kept, "target": 0.4})) == pytest.approx((-0.1, 0.1, True))
     assert draw_of({"start": start, "kept": {**kept, "forget_prob": float("nan")}, "target": 0.4}) == DIVERGED
     assert draw_of({"diverged": "step 3: the loss is nan"}) == DIVERGED
+    scores = [draw_of({"start": start, "kept": kept, "target": 0.4}, floor) for floor in (None, 0.88, 0.9)]
+    assert [found.enough for found in scores] == [True, True, False], ".8 of .9 is left"
 
 
 def test_a_setting_is_feasible_if_most_draws_are():
     found = score([Draw(-0.1, 0.2), Draw(0.0, 0.1), Draw(0.3, 0.0)])
     assert astuple(found) == pytest.approx((0.1, 0.1, True, 3))
     assert not score([Draw(-0.9, 0.0), Draw(0.1, 0.0)]).feasible, "half is not most, however far the other went"
+    assert not score([Draw(-0.9, 0.6, False)]).feasible, "what destroys the model is no way to forget"
 
 
 def test_the_rule_of_choice():
@@ -210,7 +213,7 @@ def test_the_rule_of_choice():
     assert best([damaging, short, gentle]) == 2, "least damage among the feasible"
     assert best([short, damaging]) == 1, "an infeasible one never beats a feasible one"
     assert best([shorter, short]) == 1, "none is feasible: the nearest"
-    assert best([Score(0.1, 0.5, False, 1), short]) == 1, "equally near: less damage"
+    assert best([Score(0.0, 0.5, False, 1), short]) == 1, "at the target and destroyed is not nearer"
     assert best([gentle, gentle]) == 0
 
 
@@ -269,6 +272,27 @@ def test_tuned_settings_reach_the_cells_of_their_checkpoint(tmp_path, monkeypatc
         plan(study(tuned="tuned.yaml"))
     steps = {c.spec["method"]: c.spec["config"]["loop"]["max_steps"] for c in cells if c.kind == "unlearn"}
     assert steps == {"npo": 60, "ga": 500, "finetune": 60}, "the budget of the study is its own"
+
+
+def test_a_scenario_that_was_tuned_on_has_settings_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    both = {"few": {"size": 1}, "many": {"size": 2}, "none": {"size": 3}}
+    base = study().tune.model_dump(mode="json")
+    config = study(scenarios=both, tune={**base, "scenarios": ["few", "many"]}, methods={"npo": {}})
+
+    def of(cell):
+        lr, least = cell.spec["trial"]["optim.lr"], cell.spec["scenario"] == "few"
+        return ended(0.1, 0.9 if (lr == min(LRS)) == least else 0.85)
+
+    found = {(c.scenario, c.checkpoint): c for c in recorded(config, of)}
+    assert found["few", "fit"].setting["optim.lr"] == min(LRS)
+    assert found["many", "fit"].setting["optim.lr"] != min(LRS)
+    assert {name for name, _ in found} == {"", "few", "many"}
+    write_tuned(Path("tuned.yaml"), config, list(found.values()))
+    cells = [c.spec for c in plan(config.model_copy(update={"tuned": "tuned.yaml"})) if c.kind == "unlearn"]
+    for scenario, chosen in (("few", "few"), ("many", "many"), ("none", "")):
+        rates = {s["config"]["optim"]["lr"] for s in cells if s["scenario"] == scenario and s["checkpoint"] == "fit"}
+        assert rates == {found[chosen, "fit"].setting["optim.lr"]}
 
 
 def test_a_trial_without_a_result_is_never_chosen_and_a_method_without_any_is_left_out(tmp_path, monkeypatch):
