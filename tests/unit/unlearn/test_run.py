@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,12 @@ def test_ascent_up_to_the_loss_of_what_was_never_seen(home, monkeypatch):
         assert line["loss"] == pytest.approx(gamma * line["forget_loss"] + (1 - gamma) * line["retain_loss"], rel=1e-5)
     fitted("runs/gold", exclude="forget")
     gold = unlearn(out="g", method=method, gold="runs/gold@final")
-    assert (gold["target_from"], gold["target_loss"]) == ("gold", -levels[1].logp)
+    assert gold["target_from"] == "gold", "of the probability that ends a run; the loss stays that of the unseen"
+    assert gold["target_loss"] == -levels[1].unseen_logp == found["target_loss"]
+    assert levels[1].logp != levels[1].unseen_logp
+    monkeypatch.setattr(module, "level_of", lambda *given: replace(level_of(*given), unseen_logp=None))
+    blind = unlearn(out="b", method=method, gold="runs/gold@final")
+    assert blind["target_loss"] == -levels[1].logp, "data without a holdout: gold's on the forget set"
     given = unlearn(out="t", method={"name": "nabla_tau", "params": {"target": 2.5}})
     assert given["target_loss"] == 2.5
 
