@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.data.images import Picture, stacked
-from llm_unlearn.data.tokenise import Item
+from llm_unlearn.data.tokenise import Encoded, Item, only_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ def collate(items: Sequence[Item], pad_id: int = 0) -> Batch:
     """Pad B texts on the right, or stack B images. Which id pads is of no consequence to any result."""
     if isinstance(items[0], Picture):
         return Batch(*stacked(items))
+    return _padded(only_texts(items), pad_id)
+
+
+def _padded(items: Sequence[Encoded], pad_id: int) -> Batch:
     lengths = np.asarray([len(item.ids) - 1 for item in items])
     counts = np.asarray([item.n_answer for item in items])
     width = int(lengths.max())

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llm_unlearn.data.images import Classes, Picture
+from llm_unlearn.data.images import Classes, ImageRow, Picture
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.errors import UserError
 
@@ -54,11 +54,25 @@ class Encoded:
 Item = Encoded | Picture
 
 
+def only_texts(items: Iterable[Item]) -> list[Encoded]:
+    """Return items as the texts they are. Raises UserError if one is an image, which has no prompt and no tokens."""
+    texts: list[Encoded] = []
+    for item in items:
+        if not isinstance(item, Encoded):
+            raise UserError(
+                "texts are needed, and the data are images; choose a suite (vision) or method made for them"
+            )
+        texts.append(item)
+    return texts
+
+
 def resolve_format(tokenizer: Any, name: str) -> str:
     """Return the format to use: the chat template if there is one, plain otherwise; tokenizers of our worlds say "bare"
     themselves.
     """
     if isinstance(tokenizer, Classes):
+        if name not in ("auto", "bare"):
+            raise UserError(f"format={name}: images have no prompt; leave it out")
         return "bare"
     if name == "auto":
         return "chat" if tokenizer.chat_template else tokenizer.init_kwargs.get("qa_format", "plain")
@@ -142,9 +156,13 @@ def encode_answers(
 ) -> list[Item]:
     """Encode questions of rows with any answers, in `fmt` or, for rows that continue a text, without a format; images
     with any classes.
+
+    Raises UserError for images where texts are read, texts where images are, and as `encode`.
     """
     if isinstance(tokenizer, Classes):
-        return tokenizer.encode(asked)
+        return list(tokenizer.encode(asked))
+    if asked and isinstance(asked[0][0], ImageRow):
+        raise UserError("the model reads text, the data are images; give a classifier, or leave the model's name out")
     out: dict[int, Encoded] = {}
     for continues in (False, True):
         group = [i for i, (row, _) in enumerate(asked) if row.continues == continues]

@@ -62,9 +62,10 @@ def evaluate(
     Returns the content of `results.json`; {} in all but the first of several processes. Raises UserError for what
     cannot be loaded or found.
     """
-    shard, suite = join_shard(), suite.on(eval_splits(corpus, request))
+    shard = join_shard()
     if lm_eval and shard.size > 1:
         raise UserError("--lm-eval runs in one process; call it again without the launcher, scores are kept")
+    suite = suite.on(eval_splits(corpus, request))
     harness = open_tasks(reference, lm_eval, lm_eval_include) if lm_eval else None  # mistakes show before hours of work
     ask = partial(score_model, suite=suite, corpus=corpus, request=request, fmt=fmt, shard=shard)
     if gold is not None:

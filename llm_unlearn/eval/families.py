@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.data.batches import collate
-from llm_unlearn.data.tokenise import Encoded
+from llm_unlearn.data.tokenise import Encoded, Item, only_texts
 from llm_unlearn.eval.metrics.base import Scored
 from llm_unlearn.eval.scoring import MAX_TOKENS, score_answers, scored_from_states
 from llm_unlearn.log import get_logger
@@ -23,7 +23,7 @@ CLOSE_IN_HALF = 0.25
 
 
 def score_families(
-    model: AnswerModel, families: Sequence[Family], max_tokens: int = MAX_TOKENS, *, vocabulary: bool = False
+    model: AnswerModel, families: Sequence[Sequence[Item]], max_tokens: int = MAX_TOKENS, *, vocabulary: bool = False
 ) -> list[list[Scored]]:
     """Score every answer of every question, in the order given; the same numbers as `score_answers` up to rounding.
 
@@ -39,16 +39,17 @@ def score_families(
 
     Raises UserError when the model's output is NaN.
     """
-    if not _shares(model, families):
+    texts = [only_texts(f) for f in families] if model.plain_head else []  # images never have a plain head
+    if not _shares(model, texts):
         first = score_answers(model, [f[0] for f in families], max_tokens, vocabulary=vocabulary)
         rest = iter(score_answers(model, [item for f in families for item in f[1:]], max_tokens))
         return [[one, *(next(rest) for _ in f[1:])] for one, f in zip(first, families, strict=True)]
-    return _score(model, families, max_tokens, vocabulary)
+    return _score(model, texts, max_tokens, vocabulary)
 
 
 def _shares(model: AnswerModel, families: Sequence[Family]) -> bool:
     family = next((f for f in families if len(f) > 1 and _shared(f)), None)
-    if family is None or not model.plain_head:
+    if family is None:
         return False
     try:
         together = _score(model, [family], MAX_TOKENS, False)[0][-1].logp

@@ -15,7 +15,11 @@ from llm_unlearn.eval.sources import check_same_rows
 from llm_unlearn.eval.suite import Entry, Suite, SuiteConfig
 from llm_unlearn.files import write_atomic
 
-AGAINST = {"split": "forget", "against": "holdout"}
+WHOLE = (
+    Entry(metric="forget_quality", split="forget"),
+    Entry(metric="privleak", split="forget", against="holdout"),
+    Entry(metric="model_utility"),
+)
 LOGGED_REFERENCE = "mia_reference"  # its rows have the reference model's loss taken off already
 
 
@@ -40,11 +44,8 @@ def log_suite(log: PeerLog) -> Suite:
             metrics[ITEM_KEYS[metric][0]] = Entry(metric=metric, split="forget")
     for name in AUC_KEYS.values():
         if log.has(name) and name != LOGGED_REFERENCE:
-            metrics[name] = Entry(metric=name, **AGAINST)
-    for name in ("forget_quality", "privleak", "model_utility"):
-        if log.has(name):
-            where = {"forget_quality": {"split": "forget"}, "privleak": AGAINST}.get(name, {})
-            metrics[name] = Entry(metric=name, **where)
+            metrics[name] = Entry(metric=name, split="forget", against="holdout")
+    metrics |= {entry.metric: entry for entry in WHOLE if log.has(entry.metric)}
     if "forget_quality" in metrics:
         for name in ("forget_ks", "forget_effect_size"):
             metrics[name] = Entry(metric=name, split="forget")

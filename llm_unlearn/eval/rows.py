@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_unlearn.data.schema import QARow
-from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, resolve_format
+from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, only_texts, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.families import score_families
 from llm_unlearn.eval.generation import generate
@@ -50,10 +50,10 @@ def score_split(
         norms = gradient_norms(model, own)
         records = [replace(r, grad_norm=norm) for r, norm in zip(records, norms, strict=True)]
     if resolve_format(tokenizer, fmt) == "openunlearning":  # it scores less than the answer
-        targets = [tokenizer.decode(item.ids[item.start :], skip_special_tokens=True) for item in own]
+        targets = [tokenizer.decode(item.ids[item.start :], skip_special_tokens=True) for item in only_texts(own)]
         records = [replace(r, target=target) for r, target in zip(records, targets, strict=True)]
     if "generation" in needs:
-        generated = generate(model, tokenizer, own, max_new_tokens, [r.scored for r in records], stop)
+        generated = generate(model, tokenizer, only_texts(own), max_new_tokens, [r.scored for r in records], stop)
         records = [
             replace(r, generation=text, correct=same_answer(text, r.answer))
             for r, text in zip(records, generated, strict=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_unlearn.config import Config, load_config
 from llm_unlearn.config_yaml import Where, apply_override, read_yaml
+from llm_unlearn.data.schema import Corpus
 from llm_unlearn.data.source import DataConfig, make_tokenizer, open_corpus
 from llm_unlearn.data.splits import draw_request, training_rows
 from llm_unlearn.data.tokenise import encode_rows
@@ -101,7 +102,7 @@ def _import_all() -> None:
 
 
 def _fit(recipe: str, config: Any, world: int, n_micro: int) -> Workload:
-    corpus = open_corpus(config.data)
+    corpus = _texts(open_corpus(config.data))
     rows = training_rows(corpus, draw_request(corpus, config.scenario), config.exclude)
     name = config.model.name
     tokenizer = load_tokenizer(name) if name else make_tokenizer(corpus, config.data.vocab_size)
@@ -128,10 +129,20 @@ def _fit(recipe: str, config: Any, world: int, n_micro: int) -> Workload:
 
 def _forget(config: UnlearnConfig, world: int, n_micro: int) -> Workload:
     start, tokenizer = open_start(config.model, config.data, config.scenario), load_tokenizer(config.model)
+    _texts(start.corpus)
     shape = shape_of(ModelConfig(name=config.model, dtype=config.dtype, lora=config.lora), tokenizer, config.loop)
     items = draw_items(config, start, None, tokenizer)
     updates, beside = forgetting(config, shape, items, world, n_micro)
     return Workload("unlearn", shape, config.loop.max_steps, n_micro, updates, beside)
+
+
+def _texts(corpus: Corpus) -> Corpus:
+    if corpus.kind == "image":
+        raise UserError(
+            f"'{corpus.name}' holds images, and plans are made for language models only; time a few steps of the run "
+            "itself (loop.max_steps=20)"
+        )
+    return corpus
 
 
 def shape_of(model: ModelConfig, tokenizer: Any, loop: LoopConfig) -> Shape:

@@ -12,7 +12,7 @@ import torch
 
 from llm_unlearn.data.batches import length_sorted
 from llm_unlearn.data.schema import QARow, normalised
-from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, resolve_format
+from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, only_texts, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.causal import AnswerModel, position_limit
 from llm_unlearn.seeding import rng
@@ -109,7 +109,8 @@ def generated(
     question, which gives little but the true answer if that is memorised. The global generators stay as they were.
     """
     chat = resolve_format(tokenizer, fmt) == "chat"
-    items = encode_answers(tokenizer, [(_request(row) if chat else row, row.answer) for row in rows], fmt)
+    asked = [(_request(row) if chat else row, row.answer) for row in rows]
+    items = only_texts(encode_answers(tokenizer, asked, fmt))
     prompts = [item.ids[: item.start] if item.prompt is None else item.prompt for item in items]
     limit = 2 * max(item.n_answer for item in items)
     room, ends_there = position_limit(model.lm.config)

@@ -21,29 +21,6 @@ from llm_unlearn.unlearn.run import run_unlearn
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A barely trained model of the smallest world."""
-    out = tmp_path_factory.mktemp("start") / "run"
-    loop = {"batch_size": 32, "max_steps": 5, "threads": 1}
-    values = {"out": str(out), "data": {"kind": "world", "preset": "world12"}, "scenario": {"size": 2}, "loop": loop}
-    finetune(build_config(FinetuneConfig, {**values, "model": {"size": "nano"}}))
-    return out
-
-
-def steps_of(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
-
-
-def launched(given: list[str], recipe: str = "run_unlearn") -> subprocess.CompletedProcess[str]:
-    """The recipe, on two processes."""
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes"]
-    launch += ["2", "--main_process_port", "0", f"recipes/{recipe}.py"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*launch, *given], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
 # rmu leaves the layers above the one it reads without a gradient, npo reaches all, with embed in one term of two;
 # wrappers add gradients up over processes themselves, scrub takes turns, pdu's dual follows the loss of all processes,
 # nabla_tau compares the mean of the whole batch, l1_sparse has a term without one
@@ -64,26 +41,14 @@ METHODS = {
     "bad_teacher": ["method.name=bad_teacher", "method.retain=nll"],
     "whp": ["method.name=whp", "method.params.reinforce_updates=3"],
 }
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_losses_are_those_of_one_process(method, start, tmp_path):
-    given = [
-        f"model={start}", "loop.batch_size=8", "loop.max_steps=3", "loop.log_every=1", "loop.threads=1",
-        "stop.items=4", "stop.every=10", "optim.lr=1e-3", "optim.warmup=0", *method,
-    ]  # fmt: skip
-    run_unlearn(load_config(UnlearnConfig, None, [*given, f"out={tmp_path / 'one'}"]))
-    done = launched([*given, f"out={tmp_path / 'two'}"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
-    assert [line.keys() for line in one] == [line.keys() for line in two]
-    assert len(one) == 3
-    for a, b in zip(one, two, strict=True):
-        assert b == pytest.approx(a, rel=1e-5), (one, two)
-    assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
-    assert done.stderr.count("kept step") == 1
-
+EDITS = {
+    "ssd": ["method.name=ssd", "method.params.alpha=1"],
+    "task_vector": ["method.name=task_vector"],
+}
+UNLEARN = [
+    "loop.batch_size=8", "loop.max_steps=3", "loop.log_every=1", "loop.threads=1", "stop.items=4", "stop.every=10",
+    "optim.lr=1e-3", "optim.warmup=0",
+]  # fmt: skip
 
 TEXTS = ["data.preset=world12", "scenario.size=2", "model.size=nano"]
 IMAGES = ["data.kind=digits", "scenario.kind=class", "scenario.size=1", "watch.thresholds=vision"]
@@ -92,59 +57,136 @@ LEVERS = {
     "sam_spline": [*TEXTS, "sam.rho=0.5", "spline.weight=2"],
     "spline_images": [*IMAGES, "spline.weight=2", "loss=mse"],
 }
+BATCH_NORM = [*IMAGES, "model.net.arch=cnn", "model.net.norm=batch", "sam.rho=0.5"]
+GROK = [
+    "loop.batch_size=16", "loop.max_steps=3", "loop.log_every=1", "loop.threads=1", "watch.items=10",
+    "watch.until=max_steps", "optim.lr=1e-3", "optim.warmup=0",
+]  # fmt: skip
+
+# A launcher's processes take seconds to start, a run here a tenth of that: so they do one run after another, each told
+# in files of its own. Only the group's end is put off; what a recipe does after it is another test's.
+PROGRAM = """
+import importlib.util, json, os, sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+from accelerate.state import PartialState
+
+PartialState.destroy_process_group = lambda self, group=None: None
+folder = Path(sys.argv[1])
+for name, recipe, given in json.loads((folder / "jobs.json").read_text()):
+    spec = importlib.util.spec_from_file_location(recipe, f"recipes/{recipe}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.argv = [recipe, *given, f"out={folder / name}"]
+    told, warned = (folder / f"{name}.{os.environ['RANK']}.{stream}" for stream in ("out", "err"))
+    with told.open("w") as out, warned.open("w") as err, redirect_stdout(out), redirect_stderr(err):
+        module.main()
+torch.distributed.destroy_process_group()
+"""
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
-def test_levers_of_grokking_pull_as_in_one_process(levers, tmp_path):
-    given = [
-        "loop.batch_size=16", "loop.max_steps=3", "loop.log_every=1", "loop.threads=1", "watch.items=10",
-        "watch.until=max_steps", "optim.lr=1e-3", "optim.warmup=0", *levers,
-    ]  # fmt: skip
-    train_grok(load_config(GrokConfig, None, [*given, f"out={tmp_path / 'one'}"]))
-    done = launched([*given, f"out={tmp_path / 'two'}"], "train_grok")
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A barely trained model of the smallest world."""
+    out = tmp_path_factory.mktemp("start") / "run"
+    loop = {"batch_size": 32, "max_steps": 5, "threads": 1}
+    values = {"out": str(out), "data": {"kind": "world", "preset": "world12"}, "scenario": {"size": 2}, "loop": loop}
+    finetune(build_config(FinetuneConfig, {**values, "model": {"size": "nano"}}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(start, tmp_path_factory):
+    """Folder with a run of every case on two processes, and what each process said: NAME, NAME.0.out, NAME.1.err ..."""
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [(name, "run_unlearn", [f"model={start}", *UNLEARN, *more]) for name, more in (METHODS | EDITS).items()]
+    jobs += [(name, "train_grok", [*GROK, *more]) for name, more in LEVERS.items()]
+    jobs += [("batch_norm", "train_grok", [*GROK, *BATCH_NORM])]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    (folder / "program.py").write_text(PROGRAM)
+    done = launched(str(folder / "program.py"), str(folder))
+    assert done.returncode == 0, (done.stderr + "".join(p.read_text() for p in folder.glob("*.err")))[-3000:]
+    return folder
+
+
+def launched(program: str, *given: str) -> subprocess.CompletedProcess[str]:
+    """The program, on two processes."""
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes"]
+    launch += ["2", "--main_process_port", "0", program]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*launch, *given], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+
+
+def steps_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+
+
+def check_same_losses(a: Path, b: Path) -> None:
+    one, two = steps_of(a), steps_of(b)
     assert [line.keys() for line in one] == [line.keys() for line in two]
     assert len(one) == 3
-    for a, b in zip(one, two, strict=True):
-        assert b == pytest.approx(a, rel=1e-5), (one, two)
-    a, b = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
-    for name, values in a.items():
-        torch.testing.assert_close(b[name], values, rtol=1e-3, atol=1e-5)
+    for x, y in zip(one, two, strict=True):
+        assert y == pytest.approx(x, rel=1e-5), (one, two)
+
+
+def check_one_voice(two: Path, name: str, warnings: int) -> None:
+    """The first process alone prints the result; `warnings` is how often all of them say which step was kept."""
+    said = {stream: [(two / f"{name}.{rank}.{stream}").read_text() for rank in (0, 1)] for stream in ("out", "err")}
+    assert [len([x for x in text.splitlines() if x.startswith("{")]) for text in said["out"]] == [1, 0], said["out"]
+    assert "".join(said["err"]).count("kept step") == warnings
 
 
 @pytest.mark.integration
-def test_batch_norm_has_the_first_processes_statistics_under_sam(tmp_path):
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_are_those_of_one_process(name, start, two, tmp_path):
+    given = [f"model={start}", *UNLEARN, *METHODS[name], f"out={tmp_path / 'one'}"]
+    run_unlearn(load_config(UnlearnConfig, None, given))
+    check_same_losses(tmp_path / "one", two / name)
+    check_one_voice(two, name, 1)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", LEVERS)
+def test_levers_of_grokking_pull_as_in_one_process(name, two, tmp_path):
+    train_grok(load_config(GrokConfig, None, [*GROK, *LEVERS[name], f"out={tmp_path / 'one'}"]))
+    check_same_losses(tmp_path / "one", two / name)
+    check_one_voice(two, name, 0)
+    a, b = (load_file(out / "last" / "model.safetensors") for out in (tmp_path / "one", two / name))
+    for tensor, values in a.items():
+        torch.testing.assert_close(b[tensor], values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.integration
+def test_batch_norm_has_the_first_processes_statistics_under_sam(two):
     """Statistics are those of a process' own images, so two processes do not give what one does."""
-    given = [
-        *IMAGES, "model.net.arch=cnn", "model.net.norm=batch", "sam.rho=0.5", "loop.batch_size=16", "loop.max_steps=2",
-        "loop.threads=1", "watch.items=10", "watch.until=max_steps", f"out={tmp_path / 'two'}",
-    ]  # fmt: skip
-    done = launched(given, "train_grok")
-    assert done.returncode == 0, done.stderr[-3000:]
-    values = load_file(tmp_path / "two" / "last" / "model.safetensors")
+    values = load_file(two / "batch_norm" / "last" / "model.safetensors")
     counts = {name: int(value) for name, value in values.items() if name.endswith("num_batches_tracked")}
     assert counts
-    assert set(counts.values()) == {2}, "the second look of a step is not counted"
+    assert set(counts.values()) == {3}, "the second look of a step is not counted"
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", [["ssd", "method.params.alpha=1"], ["task_vector"]])
-def test_edits_are_those_of_one_process(method, start, tmp_path):
-    given = [
-        f"model={start}", "loop.batch_size=8", "loop.max_steps=3", "loop.threads=1", "stop.items=4", "optim.lr=1e-3",
-        f"method.name={method[0]}", *method[1:],
-    ]  # fmt: skip
-    one = run_unlearn(load_config(UnlearnConfig, None, [*given, f"out={tmp_path / 'one'}"]))
-    done = launched([*given, f"out={tmp_path / 'two'}"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert two["changed"] == pytest.approx(one["changed"], rel=1e-3)
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_are_those_of_one_process(name, start, two, tmp_path):
+    given = [f"model={start}", *UNLEARN, *EDITS[name], f"out={tmp_path / 'one'}"]
+    one = run_unlearn(load_config(UnlearnConfig, None, given))
+    assert json.loads((two / name / "run.json").read_text())["changed"] == pytest.approx(one["changed"], rel=1e-3)
     assert one["changed"] > 0
-    a, b = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two"))
-    for name, values in a.items():
-        close = torch.isclose(b[name], values, rtol=1e-3, atol=1e-5).float().mean()
-        assert close > 0.999, name  # a weight at the brink of ssd's selection may fall on either side
-    lines = [(tmp_path / name / "trajectory.jsonl").read_text().splitlines() for name in ("one", "two")]
+    a, b = (load_file(out / "final" / "model.safetensors") for out in (tmp_path / "one", two / name))
+    for tensor, values in a.items():
+        close = torch.isclose(b[tensor], values, rtol=1e-3, atol=1e-5).float().mean()
+        assert close > 0.999, tensor  # a weight at the brink of ssd's selection may fall on either side
+    lines = [(out / "trajectory.jsonl").read_text().splitlines() for out in (tmp_path / "one", two / name)]
     assert [len(part) for part in lines] == [2, 2]
+
+
+@pytest.mark.integration
+def test_a_recipe_started_by_the_launcher_ends_with_one_voice(start, tmp_path):
+    """Nothing between the launcher and the recipe, its parting from the group included."""
+    done = launched("recipes/run_unlearn.py", f"model={start}", *UNLEARN, f"out={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
+    assert done.stderr.count("kept step") == 1
+    assert len(steps_of(tmp_path / "two")) == 3

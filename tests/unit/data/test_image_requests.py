@@ -9,7 +9,7 @@ from llm_unlearn.data.batches import collate
 from llm_unlearn.data.images import Classes, ImageRow
 from llm_unlearn.data.schema import Corpus
 from llm_unlearn.data.splits import Scenario, draw_request, eval_splits, held_out, training_rows
-from llm_unlearn.data.tokenise import encode_answers, encode_rows
+from llm_unlearn.data.tokenise import encode_answers, encode_rows, only_texts, resolve_format
 from llm_unlearn.errors import UserError
 
 CLASSES = ["cat", "dog", "owl", "fox"]
@@ -143,3 +143,15 @@ def test_images_are_answers_of_one_token(pictures, tmp_path):
 def test_text_is_no_image(tiny_world):
     with pytest.raises(UserError, match="is no image"):
         encode_rows(Classes(CLASSES, (1, 2, 2)), tiny_world.split("train")[:1])
+
+
+def test_an_image_is_no_text(pictures, tiny_tokenizer, tiny_items):
+    classes, rows = Classes(CLASSES, (1, 2, 2)), pictures.split("train")[:3]
+    with pytest.raises(UserError, match="the model reads text, the data are images"):
+        encode_rows(tiny_tokenizer, rows)
+    with pytest.raises(UserError, match="texts are needed, and the data are images"):
+        only_texts(encode_rows(classes, rows))
+    assert all(a is b for a, b in zip(only_texts(tiny_items), tiny_items, strict=True))
+    with pytest.raises(UserError, match="format=chat: images have no prompt"):
+        resolve_format(classes, "chat")
+    assert resolve_format(classes, "auto") == "bare"

@@ -199,7 +199,18 @@ def test_the_command_says_what_json_says():
     assert f"{plan['memory']['ddp']['activations'] / 2**20:,.1f}" in ddp
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "grok").glob("*.yaml")), ids=lambda path: path.stem)
+def about(images: bool) -> list[Path]:
+    return [path for path in sorted((CONFIGS / "grok").glob("*.yaml")) if ("digits" in path.stem) is images]
+
+
+@pytest.mark.parametrize("path", about(images=True), ids=lambda path: path.stem)
+def test_plans_of_images_are_refused(path):
+    done = invoke("--config", str(path))
+    assert isinstance(done.exception, UserError)
+    assert "'digits' holds images, and plans are made for language models only" in str(done.exception)
+
+
+@pytest.mark.parametrize("path", about(images=False), ids=lambda path: path.stem)
 def test_shipped_configs_can_be_planned(path):
     done = invoke("--config", str(path), "data={kind: world, preset: world12}", "scenario.size=2", "--json")
     assert done.exit_code == 0, done.exception
