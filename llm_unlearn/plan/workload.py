@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_unlearn.config import Config, load_config
 from llm_unlearn.config_yaml import Where, apply_override, read_yaml
+from llm_unlearn.data.images import Classes
 from llm_unlearn.data.source import DataConfig, make_tokenizer, open_corpus
 from llm_unlearn.data.splits import draw_request, training_rows
 from llm_unlearn.data.tokenise import encode_rows
@@ -135,7 +136,14 @@ def _forget(config: UnlearnConfig, world: int, n_micro: int) -> Workload:
 
 
 def shape_of(model: ModelConfig, tokenizer: Any, loop: LoopConfig) -> Shape:
-    """Return the shape of a model as the loop trains it. Raises UserError for what the run would refuse."""
+    """Return the shape of a model as the loop trains it. Raises UserError for what the run would refuse, and for a net
+    of images.
+    """
+    if isinstance(tokenizer, Classes):
+        raise UserError(
+            "plan is for language models, and these data are images: run the recipe with loop.max_steps=50 and another "
+            "out, run.json there tells time and peak memory (cost)"
+        )
     lm = skeleton(model, tokenizer)
     if loop.gradient_checkpointing:
         checkpoint_activations(lm)
