@@ -87,10 +87,10 @@ def _controls(data: ReportData) -> list[str]:
     for run in (run for run in data.runs if run.control is not None and not run.gold):
         phases.setdefault(str(run.control), []).append(run.report["phase"])
     told = (
-        f"{name}: " + ", ".join(f"{phase} {found.count(phase)}" for phase in dict.fromkeys(found))
+        f"{name}: " + ", ".join(f"{phase} ({found.count(phase)})" for phase in dict.fromkeys(found))
         for name, found in phases.items()
     )
-    return [f"Controls, models by what the detector calls their training: {'; '.join(told)}."] if phases else []
+    return [f"Controls, by what the detector calls their training (models): {'; '.join(told)}."] if phases else []
 
 
 def _primary(c: Comparison) -> list[str]:

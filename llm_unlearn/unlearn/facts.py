@@ -53,12 +53,11 @@ def study_facts(folder: Path) -> dict[str, Any]:
 
 
 def _architecture(trained: Mapping[str, Any]) -> dict[str, str]:
-    """Nets are told apart in a comparison; {} for a language model."""
-    if (trained.get("data") or {}).get("kind") not in IMAGES:
-        return {}
+    """Nets are told apart in a comparison; {} for a language model, and for a model that was made from another."""
     model = trained.get("model")
-    net = model.get("net") if isinstance(model, Mapping) else None
-    return {"architecture": (net or {}).get("arch") or NetConfig().arch}
+    if (trained.get("data") or {}).get("kind") not in IMAGES or not isinstance(model, Mapping) or model.get("name"):
+        return {}
+    return {"architecture": (model.get("net") or {}).get("arch") or NetConfig().arch}
 
 
 def _start_accuracies(start: str | None, step: int | None) -> dict[str, float | None]:

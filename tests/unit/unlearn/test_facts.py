@@ -34,7 +34,8 @@ def test_nets_are_told_apart_and_language_models_are_not():
     for trained, arch in (
         ({**images, "model": {"net": {"arch": "resnet8"}}}, "resnet8"),
         ({**images, "model": {"net": None}}, "cnn"),
-        ({**images, "model": "runs/digits/unlearn/grok/scrub"}, "cnn"),
+        ({**images, "model": "runs/digits/unlearn/grok/scrub"}, None),
+        ({**images, "model": {"net": None, "name": "runs/other@grok"}}, None),
         ({"data": {"kind": "world"}, "model": {"net": None}}, None),
         ({}, None),
     ):
