@@ -21,7 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 some cells failed, 2 wrong use. Results go to stdout, logs to stderr.",
 )
-app.command("quickstart", epilog="Example: llm-unlearn quickstart --out quickstart")(quickstart_command)
+app.command(
+    "quickstart",
+    epilog="Example: llm-unlearn quickstart --out quickstart; on images: llm-unlearn quickstart --vision --out q",
+)(quickstart_command)
 app.command(
     "eval",
     epilog="Example: llm-unlearn eval runs/world40/unlearn/grok/npo --suite tofu_world "

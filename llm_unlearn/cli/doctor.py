@@ -29,7 +29,8 @@ FOR = {
     "evaluate": "eval/metrics modules",
     "peft": "LoRA",
     "deepspeed": "ZeRO",
-    "scikit-learn": "vision data",
+    "scikit-learn": "images: digits, sub-classes",
+    "pillow": "images: folders and tables of them, reports",
     "submitit": "studies on SLURM",
     "tensorboard": "tracker",
 }

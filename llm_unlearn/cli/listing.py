@@ -10,7 +10,8 @@ from llm_unlearn.cli.common import print_json
 from llm_unlearn.cli.evaluate import Json
 
 ls_app = typer.Typer(
-    help="List methods, gradients, metrics, probes, suites, worlds and model sizes.", no_args_is_help=True
+    help="List methods, gradients, metrics, probes, suites, worlds, sizes of language models and nets of images.",
+    no_args_is_help=True,
 )
 
 
@@ -115,7 +116,7 @@ def worlds(as_json: Json = False) -> None:
 
 @ls_app.command("sizes")
 def sizes(as_json: Json = False) -> None:
-    """Model sizes trained from scratch."""
+    """Sizes of language models trained from scratch (`model.size`)."""
     from llm_unlearn.models.tiny import SIZES
 
     _print(
@@ -123,6 +124,32 @@ def sizes(as_json: Json = False) -> None:
         as_json,
         ("name", "hidden", "layers", "heads", "ff", "max_length"),
     )
+
+
+@ls_app.command("nets")
+def nets(as_json: Json = False) -> None:
+    """Classifiers of images trained from scratch (`model.net`), with their weights at 8 x 8 gray pixels, 10 classes."""
+    from llm_unlearn.models.image_model import build_classifier
+    from llm_unlearn.models.image_nets import WIDTHS, NetConfig
+
+    rows = []
+    for arch in WIDTHS:
+        config = NetConfig.model_validate({"arch": arch})
+        net = build_classifier(config, (1, 8, 8), 10, 0)
+        shape = config.resolved()
+        rows.append(
+            {
+                "name": arch,
+                "width": shape["width"],
+                "blocks": net.n_layers,
+                "heads": shape["heads"],
+                "weights": sum(p.numel() for p in net.parameters()),
+                "operations": 2 * net.macs_per_image(),
+            }
+        )
+    _print(rows, as_json, ("name", "width", "blocks", "heads", "weights", "operations"))
+    if not as_json:
+        typer.echo("operations: of one image's forward pass, 2 a multiplication. All grow with the images.")
 
 
 def doctor_command(as_json: Json = False) -> None:

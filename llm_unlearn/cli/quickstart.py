@@ -37,8 +37,8 @@ def quickstart_command(
     ] = 2,
     as_json: Json = False,
 ) -> None:
-    """Train a model until it groks, and its gold; unlearn from four checkpoints with nine methods; compare; write
-    report.html.
+    """Train a model until it groks, and its gold; unlearn from four checkpoints with nine methods (images: five);
+    compare; write report.html.
     """
     start_logging()
     if vision and preset is not None:

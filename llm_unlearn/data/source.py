@@ -31,11 +31,12 @@ IMAGES: tuple[ImageKind, ...] = get_args(ImageKind)
 
 
 class DataConfig(Config):
-    """Names the questions and answers of a run."""
+    """Names the questions and answers of a run, or its images and classes."""
 
     kind: DataKind = Field(
         default="world",
-        description="Embedded worlds, TOFU, your own JSONL, a benchmark (muse-*, wmdp) to evaluate on, or images.",
+        description="Embedded worlds, TOFU, your own JSONL, a benchmark (muse-*, wmdp) to evaluate on; or images: "
+        "built in (digits, colours), of a file or folder of your own (npz, image_folder), or a data set by name.",
     )
     preset: str = Field(default="world40", description="kind=world: which world is made when path is not given.")
     seed: int = Field(
@@ -45,8 +46,8 @@ class DataConfig(Config):
     )
     path: str | None = Field(
         default=None,
-        description="Folder written by data_prep, folder of a benchmark's JSONL files or of images (null: the hub), or "
-        "a JSONL file.",
+        description="Folder written by data_prep, folder of a benchmark's JSONL files (null: the hub), or a JSONL "
+        "file; images: file or folder that holds them (null: built in, or the hub).",
     )
     forget_split: str = Field(default="forget10", description="kind=tofu: forget01, forget05 or forget10.")
     forget_path: str | None = Field(

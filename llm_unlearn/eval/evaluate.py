@@ -30,6 +30,7 @@ from llm_unlearn.models.pretrained import absolute_reference, load_tokenizer, sp
 
 log = get_logger(__name__)
 SCHEMA_VERSION = 1
+SHOWN = (3, 6)  # answers kept for showing, of forgotten and of kept items: to questions, to images
 
 
 def evaluate(
@@ -97,6 +98,7 @@ def evaluate(
         "schema_version": SCHEMA_VERSION,
         "model": absolute_reference(reference),
         "suite": suite.config.name,
+        "data": corpus.kind,
         "reference": gold and absolute_reference(gold),
         "reference_identity": _identity_of(gold, scores.get("gold")),
         "run": dict(run or {}),
@@ -104,7 +106,7 @@ def evaluate(
         "identity": identity,
         "cost": scores["model"].cost,
         "collapse": signs_of_collapse(told["after"], told.get("gold") or told.get("start")),
-        "answers": {label: _answers(records) for label, records in told.items()},
+        "answers": {label: _answers(records, SHOWN[corpus.kind == "image"]) for label, records in told.items()},
     }
     folder = scores["model"].folder
     write_atomic(folder / RESULTS, (json.dumps(result, indent=1) + "\n").encode())
@@ -180,8 +182,8 @@ def _general(opened: Mapping[str, Harness], models: Mapping[str, ModelScores], d
     return metrics
 
 
-def _answers(records: Mapping[str, Sequence[Record]], n: int = 3) -> list[dict[str, Any]]:
-    """A few generated answers to forgotten and kept questions, spread over the split: the screen people remember."""
+def _answers(records: Mapping[str, Sequence[Record]], n: int) -> list[dict[str, Any]]:
+    """A few generated answers to forgotten and kept items, spread over the split: the screen people remember."""
     out = []
     for split in ("forget", "retain"):
         told = [r for r in records.get(split, ()) if r.generation is not None]

@@ -66,6 +66,8 @@ class Outcome:
     """Checkpoint whose accuracy a control's is meant to have."""
     scenario: str = ""
     """Name of the request in a study of several."""
+    data: str = ""
+    """Kind of the data it was evaluated on: image, world, tofu ...; empty where the results do not say."""
     primary: Mapping[str, Any] | None = None
     """The primary contrast as it was declared when the run was made."""
 
@@ -211,6 +213,7 @@ def _outcome(folder: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -
         control=bool(run.get("control")),
         match=run.get("match"),
         scenario=run.get("scenario") or "",
+        data=content.get("data") or "",
         primary=run.get("primary"),
     )
 

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from llm_unlearn.data.images import Classes
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.data.tokenise import FormatName, Item, encode_answers, only_texts, resolve_format
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.families import score_families
-from llm_unlearn.eval.generation import generate
+from llm_unlearn.eval.generation import classify, generate
 from llm_unlearn.eval.metrics.accuracy import same_answer
 from llm_unlearn.eval.metrics.base import Record, Scored
 from llm_unlearn.eval.scoring import gradient_norms
@@ -32,7 +33,7 @@ def score_split(
 ) -> list[Record]:
     """Return one Record per row: the answer, and by `needs` also the paraphrased and wrong answers ("perturbed"),
     greedy text cut before the first of `stop` ("generation"), mean and variance over the vocabulary ("vocabulary"), the
-    gradient's norm ("gradient").
+    gradient's norm ("gradient"). For an image the generation is the most likely class, asked for or not.
 
     An item counts as correct when the generation equals its answer; without generation, when every answer token and the
     end token are the most likely ones, which is when greedy decoding would produce it.
@@ -52,6 +53,9 @@ def score_split(
     if resolve_format(tokenizer, fmt) == "openunlearning":  # it scores less than the answer
         targets = [tokenizer.decode(item.ids[item.start :], skip_special_tokens=True) for item in only_texts(own)]
         records = [replace(r, target=target) for r, target in zip(records, targets, strict=True)]
+    if isinstance(tokenizer, Classes):
+        named = classify(model, own, tokenizer.names, [r.scored for r in records])
+        return [replace(r, generation=name) for r, name in zip(records, named, strict=True)]
     if "generation" in needs:
         generated = generate(model, tokenizer, only_texts(own), max_new_tokens, [r.scored for r in records], stop)
         records = [

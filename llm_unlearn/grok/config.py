@@ -16,7 +16,11 @@ from llm_unlearn.train.config import LoopConfig, OptimConfig
 class WatchConfig(Config):
     """When a run is evaluated, what counts as grokking, and when it has been trained enough."""
 
-    thresholds: Literal["language", "vision"] = Field(default="language", description="Preset of the detector.")
+    thresholds: Literal["language", "vision"] = Field(
+        default="language",
+        description="Preset of the detector. language: levels of accuracy. vision: shares of the rise after fit, since "
+        "a classifier of images is far above chance by then.",
+    )
     ratio: float = Field(
         default=1.05, gt=1, description="Evaluations are evenly spaced in log(step): the ratio of two neighbours."
     )
@@ -70,7 +74,7 @@ class GrokConfig(Config):
     exclude: Literal["none", "forget"] = Field(
         default="none", description="forget: leave the forget closure out, which makes the gold model."
     )
-    data: DataConfig = Field(default_factory=DataConfig, description="Questions and answers.")
+    data: DataConfig = Field(default_factory=DataConfig, description="Questions and answers, or images.")
     scenario: Scenario = Field(
         default_factory=Scenario, description="What will be forgotten; decides what gold leaves out."
     )

@@ -139,8 +139,8 @@ def _forget(config: UnlearnConfig, world: int, n_micro: int) -> Workload:
 def _texts(corpus: Corpus) -> Corpus:
     if corpus.kind == "image":
         raise UserError(
-            f"'{corpus.name}' holds images, and plans are made for language models only; time a few steps of the run "
-            "itself (loop.max_steps=20)"
+            f"'{corpus.name}' holds images, and plans are made for language models only; run the recipe with "
+            "loop.max_steps=50 and another out: run.json there tells time and peak memory (cost)"
         )
     return corpus
 

@@ -1,13 +1,16 @@
-"""The screen people remember: what a model answered before, what it answers after, and what gold answers."""
+"""The screen people remember: what a model answered before, what it answers after, and what gold answers, to a few
+questions or images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_unlearn.eval.compare import MAIN
 from llm_unlearn.eval.outcome import Outcome
+from llm_unlearn.report.pictures import pictures
 
 NEARNESS = ("forget_acc", "forget_inf_acc", "retain_acc")
 NEARNESS_TOFU = ("forget_Q_A_Prob", "model_utility")
@@ -24,7 +27,7 @@ class Said:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One question; `forget` says whether its answer was to be forgotten."""
+    """One question, or the name of an image; `forget` says whether its answer was to be forgotten."""
 
     forget: bool
     question: str
@@ -32,6 +35,8 @@ class AnswerRow:
     before: Said | None
     after: Said | None
     gold: Said | None
+    picture: str | None = None
+    """Data URI of the image; None for a question, and where the pixels are not to be had."""
 
 
 def pick_run(outcomes: Sequence[Outcome]) -> Outcome | None:
@@ -56,8 +61,11 @@ def pick_run(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min((o for o in runs if o.method == best), key=lambda o: o.seed)
 
 
-def answer_rows(outcome: Outcome, n: int = 3) -> list[AnswerRow]:
-    """Return up to `n` forgotten and `n` kept questions of a run with everybody's answers; none if it has no texts."""
+def answer_rows(outcome: Outcome, n: int = 3, with_pictures: bool = False) -> list[AnswerRow]:
+    """Return up to `n` forgotten and `n` kept questions of a run with everybody's answers; none if it has no answers.
+
+    `with_pictures` opens the data of a run of images for them.
+    """
     beside = {
         label: {(a["split"], a["question"]): Said(a["generation"], a.get("probability"), _same(a)) for a in answers}
         for label, answers in outcome.answers.items()
@@ -69,7 +77,10 @@ def answer_rows(outcome: Outcome, n: int = 3) -> list[AnswerRow]:
                 beside.get(who, {}).get((split, a["question"])) for who in ("start", "after", "gold")
             )
             rows.append(AnswerRow(split == "forget", a["question"], a["answer"], before, after, gold))
-    return rows
+    if not with_pictures or outcome.data != "image":
+        return rows
+    found = pictures(outcome.folder, [row.question for row in rows])
+    return [replace(row, picture=found.get(row.question)) for row in rows]
 
 
 def _distance(outcome: Outcome) -> float:

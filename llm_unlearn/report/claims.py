@@ -26,7 +26,7 @@ from llm_unlearn.report.course import MIN_SPREAD, times_by_place
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import MIN_SEEDS
 from llm_unlearn.report.paper_table import checkpoints
-from llm_unlearn.report.text import DASH, listed
+from llm_unlearn.report.text import DASH, counted, listed
 from llm_unlearn.stats import Interval, paired_difference, variance_ratio
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
@@ -144,7 +144,7 @@ def _judged(claim: Claim, outcomes: Sequence[Outcome], group: str, baseline: str
     left_out = tuple(m for m in methods if m not in used)
     need = MIN_SPREAD if claim.kind == "variance" else MIN_SEEDS
     if len(seeds) < need:
-        why = f"{len(seeds)} seeds without a collapsed run on both sides, {need} are needed"
+        why = f"{counted(len(seeds), 'seed')} without a collapsed run on both sides, {need} are needed"
         return Judged(claim, group, baseline, None, tuple(used), left_out, "cannot tell", why)
     sides_NM2 = np.array([[numbers[m][0][s] for m in used] for s in seeds])
     try:

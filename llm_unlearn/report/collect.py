@@ -46,6 +46,17 @@ class GrokRun:
         return above.name if above.parent.name == CONTROLS else None
 
     @property
+    def generalised_at_once(self) -> bool:
+        """Whether it generalised as it memorised, so that there is no later jump to date."""
+        return self.report["phase"] == "comprehension"
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Kinds it was to be trained up to."""
+        until = (self.config.get("watch") or {}).get("until", "max_steps")
+        return frozenset(list(KINDS)[: list(KINDS).index(until) + 1] if until in KINDS else KINDS)
+
+    @property
     def grokked(self) -> bool:
         """Whether the detector calls what happened grokking."""
         return self.report["phase"] in GROKKED

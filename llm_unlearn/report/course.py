@@ -33,6 +33,7 @@ def times_grid(
     if not times:
         return None
     shown, found, ranks = present(outcomes, pairs), dict[tuple[str, str, str], Difference](), {}
+    scale, unit_words = _scale(times, unit)
     for method in _methods(times):
         for group, baseline in shown:
             a, b = (times.get((method, kind), {}) for kind in (group, baseline))
@@ -45,26 +46,30 @@ def times_grid(
         m: horizon_of([t for key in times if key[0] == m for t in times[key].values()]) for m in _methods(times)
     }
 
+    def shown_time(value: float) -> str:
+        return count(round(value / scale, 1))
+
     def told(method: str, kind: str) -> str:
         mine = list(times.get((method, kind), {}).values())
         if not mine or horizons[method] <= 0:
             return DASH
         s = survival(mine, horizons[method])
-        median = f"> {count(s.horizon)}" if s.median is None else count(round(s.median, 1))
-        return f"{median} (mean {count(round(s.restricted_mean, 1))}), {s.reached}/{s.n}"
+        median = f"> {shown_time(s.horizon)}" if s.median is None else shown_time(s.median)
+        return median if s.n == 1 else f"{median} (mean {shown_time(s.restricted_mean)}), {s.reached}/{s.n}"
 
     def also(key: tuple[str, str, str]) -> str:
         return "" if np.isnan(ranks[key]) else f"; log-rank {p_value(ranks[key])}"
 
     level = "gold's forget accuracy" if by == "acc" else "gold's forget probability plus its margin"
     notes = (
-        f"Median of the Kaplan-Meier curve (mean up to the {unit} every run of the method was watched for), runs that "
-        "got there / all. A run that never did counts to the end of the budget; one that broke down never gets there.",
+        f"Median of the Kaplan-Meier curve (mean up to the {unit_words} every run of the method was watched for), runs "
+        "that got there / all; of one run its own time. A run that never did counts to the end of the budget; one that "
+        "broke down never gets there.",
         "Differences: of that mean, paired by seed [95 % interval], Holm over methods and pairs; the log-rank test "
         "beside it does not know the pairs.",
     )
-    title = f"{unit.capitalize()} to {level}" + (f": {words}" if words else "")
-    return _grid(title, _methods(times), checkpoints(outcomes), shown, told, found, notes, also=also)
+    title = f"{unit_words[:1].upper()}{unit_words[1:]} to {level}" + (f": {words}" if words else "")
+    return _grid(title, _methods(times), checkpoints(outcomes), shown, told, found, notes, also=also, scale=scale)
 
 
 def times_by_place(outcomes: Sequence[Outcome], by: By, unit: Unit) -> dict[tuple[str, str], dict[int, Time]]:
@@ -179,7 +184,10 @@ def _grid(
     notes: tuple[str, ...],
     digits: int = 1,
     also: Callable[[tuple[str, str, str]], str] = lambda _: "",
+    scale: float = 1.0,
 ) -> Grid:
+    """Methods x checkpoints, and the differences of the pairs that have any; `scale` divides those."""
+    pairs = [pair for pair in shown if any(key[1:] == pair for key in found)]
     corrected = dict(zip(found, holm([d.p for d in found.values()]) if found else (), strict=True))
 
     def difference(key: tuple[str, str, str]) -> str:
@@ -187,13 +195,23 @@ def _grid(
             return DASH
         d, p = found[key], float(corrected[key])
         star = " *" if p <= ALPHA else ""
-        return f"{d.mean:+.{digits}f} [{d.lo:+.{digits}f}, {d.hi:+.{digits}f}], {p_value(p)}{also(key)}{star}"
+        mean, lo, hi = (f"{value / scale:+.{digits}f}" for value in (d.mean, d.lo, d.hi))
+        return f"{mean} [{lo}, {hi}], {p_value(p)}{also(key)}{star}"
 
     rows = [
-        Row((m, *(told(m, k) for k in kinds), *(difference((m, group, base)) for group, base in shown)))
+        Row((m, *(told(m, k) for k in kinds), *(difference((m, group, base)) for group, base in pairs)))
         for m in methods
     ]
-    return Grid(title, ("method", *kinds, *(f"{g} minus {b}" for g, b in shown)), tuple(rows), notes)
+    heads = ("method", *kinds, *(f"{g} minus {b}" for g, b in pairs))
+    return Grid(title, heads, tuple(rows), notes if pairs else notes[:1])
+
+
+def _scale(times: dict[tuple[str, str], dict[int, Time]], unit: Unit) -> tuple[float, str]:
+    """Return what times are divided by to be shown, and what they then are: operations come by the million or more."""
+    if unit != "flops":
+        return 1.0, unit
+    most = max((time.at for by_seed in times.values() for time in by_seed.values()), default=0.0)
+    return next(((s, f"{p}FLOPs") for s, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if most >= 10 * s), (1.0, "FLOPs"))
 
 
 def _methods(places: dict[tuple[str, str], dict[int, float]] | dict[tuple[str, str], dict[int, Time]]) -> list[str]:

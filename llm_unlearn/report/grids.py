@@ -12,6 +12,7 @@ from llm_unlearn.grok.detector import KINDS
 from llm_unlearn.report.design import primary, starts
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.text import DASH, count, counted, mean, number, p_value
+from llm_unlearn.report.words import words_of
 
 Beside = Literal["gold", "start"]
 ALPHA = 0.05
@@ -32,8 +33,8 @@ TOFU = (("forget prob", "forget_Q_A_Prob"), ("forget quality", "forget_quality")
 
 DETAIL_ONLY = ("forget_trained_inf_acc", "retain_inf_acc", "bystander_acc", "forget_quality")
 
-CONTRASTED = {
-    "forget_acc~gold": "Gap to gold on forgotten questions (less is better)",
+CONTRASTED = {  # {items} as report.words has it
+    "forget_acc~gold": "Gap to gold on forgotten {items} (less is better)",
     "forget_inf_acc~gold": "Gap to gold on held-out questions that need a forgotten fact (less is better)",
     "forget_Q_A_Prob~gold": "Gap to gold in forget probability (less is better)",
     "retain_acc": "Retain accuracy (more is better)",
@@ -226,12 +227,12 @@ def contrasts(comparison: Comparison) -> Grid:
     groups = [g for g in comparison.groups if g != baseline]
     found = {(c.measure, c.method, c.group): c for c in comparison.contrasts}
     rows: list[Row] = []
-    for measure, words in CONTRASTED.items():
+    for measure, title in CONTRASTED.items():
         if measure == "forget_Q_A_Prob~gold" and gap_measure(comparison) != measure:
             continue
         members = [m for m in comparison.methods if any((measure, m, g) in found for g in groups)]
         if members:
-            rows.append(Row((words,), "section"))
+            rows.append(Row((title.format(items=words_of(comparison.outcomes).items),), "section"))
         for m in members:
             rows.append(Row((m, *(_contrast(comparison, found.get((measure, m, g))) for g in groups))))
     notes = (
@@ -319,17 +320,20 @@ def _contrast(comparison: Comparison, c: Contrast | None) -> str:
 
 
 def _legend(comparison: Comparison) -> str:
-    words = {
-        "forget_acc": "forget acc: forgotten questions still answered",
+    words = words_of(comparison.outcomes)
+    measures = {m for _, m in shown_columns(comparison)}
+    same = "retain acc, retain two-hop" if "retain_inf_acc" in measures else "retain acc"
+    told = {
+        "forget_acc": f"forget acc: forgotten {words.items} still {words.got}",
         "forget_inf_acc": "two-hop leak: held-out questions that need a forgotten fact (two hops, or asked backwards), "
         "which can only be inferred",
         "forget_trained_inf_acc": "trained two-hop: the trained ones of that sort, which may be remembered as they are",
         "forget_Q_A_Prob": "forget prob: probability of the forgotten answers",
-        "retain_acc": "retain acc, retain two-hop: the same for what is kept",
+        "retain_acc": f"{same}: the same for what is kept",
         "test_acc": "test acc, bystander acc: the same for images nothing was trained on, of what stays and of the "
         "classes that nothing was forgotten of",
     }
-    said = [text for measure, text in words.items() if measure in {m for _, m in shown_columns(comparison)}]
+    said = [text for measure, text in told.items() if measure in measures]
     said.append("gap to gold: distance of the first number to gold's (doing nothing's in brackets)")
     said.append(
         "steps: updates to gold's forget probability plus the margin; retain then: retain accuracy at that point"

@@ -23,6 +23,7 @@ from llm_unlearn.report.grids import axes, contrasts, detail, ends, overview
 from llm_unlearn.report.paper import paper
 from llm_unlearn.report.text import DASH, count, number, printable
 from llm_unlearn.report.verdict import verdict
+from llm_unlearn.report.words import words_of
 
 __all__ = ["render", "report_data", "write_report"]
 
@@ -47,14 +48,16 @@ def render(data: ReportData) -> str:
     )
     source = resources.files("llm_unlearn.report").joinpath("template.html").read_text(encoding="utf-8")
     c, chosen = data.comparison, pick_run(data.outcomes)
-    answers = answer_rows(chosen) if chosen else []
+    words = words_of(data.outcomes)
+    answers = answer_rows(chosen, words.shown, with_pictures=True) if chosen else []
     updates = plots.updates_to_target(c) if c else None
     return env.from_string(source).render(
         version=__version__,
         verdict=verdict(data),
         chosen=chosen,
+        words=words,
         answers=[
-            (words, [row for row in answers if row.forget is f]) for f, words in ((True, "forgotten"), (False, "kept"))
+            (to_be, [row for row in answers if row.forget is f]) for f, to_be in ((True, "forgotten"), (False, "kept"))
         ],
         has_answers=bool(answers),
         training=training_grid(data.runs) if data.runs else None,
@@ -80,10 +83,12 @@ def training_grid(runs: Sequence[GrokRun]) -> Grid:
         for run in (r for r in pair if r is not None):
             r = run.report
             never = f"not in {run.step:,}"
+            # an easy task has nothing left to rise by after fit, where the level is taken relative to that rise
+            no_jump = "no jump" if run.generalised_at_once else never
             cells = (
                 run.name,
                 never if r["t_fit"] is None else count(r["t_fit"]),
-                never if r["t_gen"] is None else count(r["t_gen"]),
+                no_jump if r["t_gen"] is None else count(r["t_gen"]),
                 number(r["ratio"], 1),
                 r["phase"] if run.grokked else f"{r['phase']} (not grokked)",
                 ", ".join(f"{kind} {step:,}" for kind, step in run.marks.items()) or DASH,
@@ -92,7 +97,8 @@ def training_grid(runs: Sequence[GrokRun]) -> Grid:
             rows.append(Row(cells, "gold" if run.gold else "method"))
     notes = (
         "t_fit: training accuracy holds .99; t_gen: held-out accuracy holds the level of grokking; "
-        "ratio: t_gen / t_fit. A run that did not get there within its steps is censored, not dropped.",
+        "ratio: t_gen / t_fit. A run that did not get there within its steps is censored, not dropped; no jump: it "
+        "generalised as it memorised.",
     )
     return Grid("Runs", ("run", "t_fit", "t_gen", "ratio", "phase", "checkpoints", "events"), tuple(rows), notes)
 

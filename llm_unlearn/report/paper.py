@@ -14,7 +14,8 @@ from llm_unlearn.report.paper_table import by_place, differences, layout
 def paper(outcomes: Sequence[Outcome]) -> list[Grid]:
     """Return the grids of all runs that have a test accuracy, by scenario: the published table; then for every
     architecture paired differences, times to gold's level, areas below frontiers, spread over seeds, and the published
-    claims with their verdicts. [] where no run has one. Every architecture and scenario is judged on its own.
+    claims with their verdicts if there are seeds enough to judge one. [] where no run has one. Every architecture and
+    scenario is judged on its own.
     """
     places = by_place([o for o in outcomes if o.number("test_acc") is not None])
     grids: list[Grid] = []
@@ -32,7 +33,7 @@ def paper(outcomes: Sequence[Outcome]) -> list[Grid]:
                 frontier_grid(runs, relative=True, words=words),
                 frontier_grid(runs, kept="test_acc", words=words),
                 spread_grid(runs, words=words),
-                claims_grid(judged, words) if judged else None,
+                claims_grid(judged, words) if any(j.effect for j in judged) else None,  # else too few seeds for each
             )
             grids += [grid for grid in found if grid is not None]
     return grids

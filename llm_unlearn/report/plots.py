@@ -17,6 +17,7 @@ from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report.collect import GrokRun, paired
 from llm_unlearn.report.grids import axes, reference, runs_of
 from llm_unlearn.report.text import listed
+from llm_unlearn.report.words import words_of_training
 
 # Okabe and Ito's colours, told apart with any colour vision; each occurs once, so that it can become a variable
 COLOURS = {
@@ -40,11 +41,7 @@ MARKERS = {
     "early": "o", "fit": "s", "fit_scaled": "P", "grok": "D", "post": "^",
     "easy": "v", "sam": "X", "spline": "h", "twin": "<",
 }  # fmt: skip
-CURVES = (
-    ("train_acc", "train", "trained questions"),
-    ("held_out_acc", "held", "two hops, held out"),
-    ("para_acc", "para", "other wording"),
-)
+CURVES = {"train_acc": "train", "held_out_acc": "held", "para_acc": "para"}  # its colour
 WIDTH = 4.6  # inches at 72 units
 FONT = 10.5
 
@@ -99,10 +96,11 @@ def updates_to_target(comparison: Comparison) -> str | None:
 def _curve_panel(marked: GrokRun, run: GrokRun | None, gold: GrokRun | None) -> str:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+    labels = words_of_training(marked.config).curves
     with _figure(3.5) as (fig, ax):
         handles: list[Any] = []
         for source, light in ((gold, run is not None), (run, False)):
-            for key, role, label in CURVES:
+            for key, role in CURVES.items():
                 line = _series(source, key) if source is not None else []
                 if not line or (light and role == "para"):
                     continue
@@ -113,7 +111,7 @@ def _curve_panel(marked: GrokRun, run: GrokRun | None, gold: GrokRun | None) -> 
                 }
                 (drawn,) = ax.plot(*zip(*line, strict=True), ls=(0, (4, 2)) if role == "para" else "-", **style)
                 if not light:
-                    drawn.set_label(label)
+                    drawn.set_label(labels.get(key, key))
                     handles.append(drawn)
         if run is not None and gold is not None:
             handles.append(ax.plot([], [], color=COLOURS["para"], alpha=0.5, lw=1.4, label="gold (paler)")[0])

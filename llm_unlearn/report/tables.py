@@ -20,6 +20,7 @@ from llm_unlearn.report.answers import Said, answer_rows, pick_run
 from llm_unlearn.report.grid import Grid
 from llm_unlearn.report.grids import axes, cell, collapsed, grids, reference, runs_of, seeds_note
 from llm_unlearn.report.text import DASH, number, printable
+from llm_unlearn.report.words import words_of
 from llm_unlearn.study.tune import Choice
 
 STYLES = {"gold": "yellow", "start": "dim", "collapsed": "red", "method": ""}
@@ -46,16 +47,16 @@ def grids_markdown(parts: Sequence[Grid]) -> str:
 
 
 def before_after(outcomes: Sequence[Outcome]) -> Table:
-    """Return what the run `pick_run` chooses answers, before, after and gold: three forgotten, three kept questions."""
-    chosen = pick_run(outcomes)
+    """Return what the run `pick_run` chooses answers, before, after and gold: three forgotten, three kept items."""
+    words, chosen = words_of(outcomes), pick_run(outcomes)
     rows = answer_rows(chosen) if chosen else []
     about = "" if chosen is None else f": {chosen.method} from {chosen.checkpoint}, seed {chosen.seed}"
     collapsed_too = " (COLLAPSED)" if chosen is not None and chosen.collapsed else ""
     table = _table(f"Before and after{about}{collapsed_too}")
     if not rows:
-        table.add_row("These results hold no generated answers; evaluate with a suite that has a ROUGE metric.")
+        table.add_row(words.nothing)
         return table
-    table.add_column("question", ratio=3)
+    table.add_column(words.item, ratio=3)
     for who in ("truth", "before", "after", "gold"):
         table.add_column(who, ratio=2)
     for forget in (True, False):
@@ -64,7 +65,9 @@ def before_after(outcomes: Sequence[Outcome]) -> Table:
             said = [_said(answer) for answer in (row.before, row.after, row.gold)]
             table.add_row(Text(printable(row.question)), Text(printable(row.truth)), *said)
         table.add_section()
-    table.caption = "In brackets: the probability the model gives the true answer. Green: it is the true answer."
+    table.caption = (
+        f"In brackets: the probability the model gives the true {words.answer}. Green: it is the true {words.answer}."
+    )
     return table
 
 

@@ -10,9 +10,10 @@ from llm_unlearn.report.collect import GrokRun, ReportData, missing_kinds, paire
 from llm_unlearn.report.design import digits_for, judged
 from llm_unlearn.report.grids import ALPHA, MIN_SEEDS
 from llm_unlearn.report.text import counted, listed, number, p_value
+from llm_unlearn.report.words import words_of
 
-JUDGED = {
-    "forget_acc~gold": "the gap to gold on forgotten questions",
+JUDGED = {  # {items} as report.words has it
+    "forget_acc~gold": "the gap to gold on forgotten {items}",
     "forget_Q_A_Prob~gold": "the gap to gold in forget probability",
     "forget_inf_acc~gold": "the gap to gold on held-out questions that need a forgotten fact",
     "retain_acc": "retain accuracy",
@@ -65,7 +66,7 @@ def _grokking(data: ReportData) -> list[str]:
         text = "The model grokked" if grokked else "The model did not grok"
     else:
         text = f"{len(grokked)} of {len(models)} models grokked"
-    never = [run for run in models if run.report["t_gen"] is None]
+    never = [run for run in models if run.report["t_gen"] is None and not run.generalised_at_once]
     sentences = [text + (f", after{spread}." if spread else ".")]
     if never:
         sentences.append(
@@ -73,7 +74,8 @@ def _grokking(data: ReportData) -> list[str]:
         )
     main = [run for run in data.runs if run.control is None]
     both = {kind for run, gold in paired(main) if run and gold for kind in run.marks.keys() & gold.marks.keys()}
-    missing = [kind for kind in missing_kinds(data) if kind not in both]
+    asked = frozenset().union(*(run.asked for run in models))
+    missing = [kind for kind in missing_kinds(data) if kind not in both and kind in asked]
     if missing:
         sentences.append(f"Nothing was unlearned from {listed(missing)}: no model reached it together with its gold.")
     return sentences + _controls(data)
@@ -85,10 +87,10 @@ def _controls(data: ReportData) -> list[str]:
     for run in (run for run in data.runs if run.control is not None and not run.gold):
         phases.setdefault(str(run.control), []).append(run.report["phase"])
     told = (
-        f"{name}: " + ", ".join(f"{phase} {found.count(phase)}" for phase in dict.fromkeys(found))
+        f"{name}: " + ", ".join(f"{phase} ({found.count(phase)})" for phase in dict.fromkeys(found))
         for name, found in phases.items()
     )
-    return [f"Controls, models by what the detector calls their training: {'; '.join(told)}."] if phases else []
+    return [f"Controls, by what the detector calls their training (models): {'; '.join(told)}."] if phases else []
 
 
 def _primary(c: Comparison) -> list[str]:
@@ -111,9 +113,9 @@ def _nearest(c: Comparison) -> list[str]:
     line = run.metrics.get(measure, {}) if run is not None else {}
     if run is None or line.get("value") is None or line.get("gold") is None:
         return []
-    kept = run.metrics.get("retain_acc", {})
-    verb = "still answers" if measure == "forget_acc" else "still gives the forgotten answers a probability of"
-    tail = " of the forgotten questions" if measure == "forget_acc" else ""
+    words, kept = words_of(c.outcomes), run.metrics.get("retain_acc", {})
+    verb = f"still {words.gets}" if measure == "forget_acc" else "still gives the forgotten answers a probability of"
+    tail = f" of the forgotten {words.items}" if measure == "forget_acc" else ""
     also = f" and {kept['value']:.0%} of the kept ones" if kept.get("value") is not None else ""
     start = f", doing nothing {line['start']:.0%}" if line.get("start") is not None else ""
     return [
@@ -155,7 +157,8 @@ def _differences(c: Comparison) -> list[str]:
             f"{counted(n, 'seed')} {'has' if n == 1 else 'have'} runs from both {group} and {baseline}, too few to say "
             f"whether they differ by more than chance: paired differences need at least {MIN_SEEDS}."
         ]
-    said = [f"{JUDGED[m]}: {_judge(members)}." for m, members in found.items() if members]
+    items = words_of(c.outcomes).items
+    said = [f"{JUDGED[m].format(items=items)}: {_judge(members)}." for m, members in found.items() if members]
     fewest, most = (pick(x.n for members in found.values() for x in members) for pick in (min, max))
     seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     how = f" (paired over {seeds}, Holm-corrected{out})"

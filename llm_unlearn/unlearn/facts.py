@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.data.source import IMAGES
 from llm_unlearn.files import read_json, read_jsonl, write_atomic
+from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.models.pretrained import split_reference
 
 STUDY_FILE = "study.json"
@@ -15,8 +17,8 @@ STUDY_FILE = "study.json"
 
 
 def comparison_facts(outcome: Mapping[str, Any], start_origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return method, checkpoint, seeds, request, end and cost of a finished run, and how well its start model had
-    learned: `start_train_acc` and `start_held_out_acc` (None where its run has no curve).
+    """Return method, checkpoint, seeds, request, end and cost of a finished run, the net if it is one of images, and
+    how well its start model had learned: `start_train_acc` and `start_held_out_acc` (None where its run has no curve).
 
     `seed` is the one the start model was trained with: models are the unit of every statistic, and unlearning one model
     with three seeds is one unit, not three.
@@ -31,6 +33,7 @@ def comparison_facts(outcome: Mapping[str, Any], start_origin: Mapping[str, Any]
         "checkpoint": outcome["origin"].get("start_kind") or "start",
         "seed": start_origin.get("config", {}).get("seed", config["seed"]),
         "start_step": step,
+        **_architecture(start_origin.get("config", {})),
         **_start_accuracies(outcome["origin"].get("start"), step),
         "unlearn_seed": config["seed"],
         "request": outcome["origin"]["request"],
@@ -47,6 +50,14 @@ def write_study_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 def study_facts(folder: Path) -> dict[str, Any]:
     """Return what a study calls the run of a folder; {} for a run of no study."""
     return read_json(folder / STUDY_FILE) if (folder / STUDY_FILE).exists() else {}
+
+
+def _architecture(trained: Mapping[str, Any]) -> dict[str, str]:
+    """Nets are told apart in a comparison; {} for a language model, and for a model that was made from another."""
+    model = trained.get("model")
+    if (trained.get("data") or {}).get("kind") not in IMAGES or not isinstance(model, Mapping) or model.get("name"):
+        return {}
+    return {"architecture": (model.get("net") or {}).get("arch") or NetConfig().arch}
 
 
 def _start_accuracies(start: str | None, step: int | None) -> dict[str, float | None]:

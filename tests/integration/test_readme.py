@@ -24,6 +24,14 @@ TOY = (
     ("@grok", "@early"),
 )
 
+# a grokking run takes half a minute: after 100 steps there is an `early`, which stands in for the others
+TOY_IMAGES = (
+    ("configs/grok/digits.yaml", "configs/grok/digits.yaml loop.max_steps=100"),
+    ("unlearn/grok/", "unlearn/early/"),
+    ("@grok", "@early"),
+    ("@fit", "@early"),
+)
+
 
 def readme_commands(name: str) -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +75,29 @@ def test_the_main_job_by_hand(tmp_path):
     )
     assert results[0].with_name("records.parquet").stat().st_mtime_ns == records
     assert results[0].stat().st_mtime_ns >= before
+
+
+@pytest.mark.integration
+def test_the_same_on_images(tmp_path):
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    commands = readme_commands("images")
+    assert len(commands) == 6
+    for command in commands:
+        for old, new in TOY_IMAGES:
+            command = command.replace(old, new)
+        run(command, tmp_path)
+    (results,) = (tmp_path / "runs/digits/unlearn/early").rglob("results.json")
+    told = json.loads(results.read_text())
+    assert told["metrics"]["forget_acc"]["value"] < told["metrics"]["forget_acc"]["start"], "NegGrad+ forgot nothing"
+    assert told["metrics"]["forget_acc"]["gold"] < 0.5, "gold never saw the class"
+    assert (told["data"], told["run"]["architecture"]) == ("image", "cnn")
+    assert {a["split"] for a in told["answers"]["after"]} == {"forget", "retain"}
+    page = (tmp_path / "digits.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 12
+    assert "two hops" not in page
+    assert "forgotten questions" not in page
+    assert (tmp_path / "runs/digits/early").is_dir()
+    assert list((tmp_path / "runs/digits").rglob("probes.json"))
 
 
 @pytest.mark.integration

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -102,19 +103,19 @@ def distinct_n(records: Sequence[Record], *, n: int) -> float:
 def signs_of_collapse(records: Records, healthy: Records | None = None) -> list[str]:
     """Say in which ways a model no longer speaks on what it was to keep: the gate in front of every forget score.
 
-    A sign is a share more than half of the way from the healthy model's to all: answers of one word are alike in a
-    healthy model too.
+    A sign is a share more than half of the way from the healthy model's to all: answers of one word, or classes, are
+    alike in a healthy model too.
 
     Args:
         records: of the model, by split; "retain" is judged, or all there are without it.
-        healthy: of gold, or of the model unlearning began from.
+        healthy: of gold, or of the model unlearning began from; without one the true answers stand in.
 
     Returns:
         One line a sign; [] for a model that speaks, or one that was not asked to.
     """
     found = []
     for name, metric in SIGNS.items():
-        mine, theirs = _share(metric, records), 0.0 if healthy is None else _share(metric, healthy)
+        mine, theirs = _share(metric, records), _share(metric, _right(records) if healthy is None else healthy)
         if mine > (1 + theirs) / 2:
             found.append(f"{name}: {mine:.0%}" + ("" if healthy is None else f" (a healthy model {theirs:.0%})"))
     return found
@@ -124,8 +125,16 @@ SIGNS: dict[str, Callable[[Sequence[Record]], np.ndarray]] = {
     "generations that are empty": empty_generation,
     "word pairs that repeat within a generation": lambda records: np.nan_to_num(repetition_rate(records)),
     "refusals of what is to be kept": refusal,
-    "other questions that got the very same generation": same_generation,
+    "other items that got the very same answer": same_generation,
 }
+
+
+def _right(records: Records) -> Records:
+    """What a model that answers everything as it should would have said where this one said anything."""
+    return {
+        split: [replace(r, generation=r.answer) for r in part if r.generation is not None]
+        for split, part in records.items()
+    }
 
 
 def _share(metric: Callable[[Sequence[Record]], np.ndarray], records: Records) -> float:

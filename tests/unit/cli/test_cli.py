@@ -22,12 +22,13 @@ from llm_unlearn.eval.probes.table import PROBES
 from llm_unlearn.eval.suite import suite_names
 from llm_unlearn.methods.gradients import GRADIENTS
 from llm_unlearn.methods.table import METHODS
+from llm_unlearn.models.image_nets import WIDTHS
 from llm_unlearn.models.tiny import SIZES
 
 ROOT = Path(__file__).resolve().parents[3]
 LISTS = {
     "methods": METHODS, "gradients": GRADIENTS, "metrics": METRICS, "probes": PROBES, "suites": suite_names(),
-    "worlds": PRESETS, "sizes": SIZES,
+    "worlds": PRESETS, "sizes": SIZES, "nets": WIDTHS,
 }  # fmt: skip
 HELP = """
 import resource, sys

@@ -143,7 +143,7 @@ def test_controls_are_told_apart_from_the_main_run(tmp_path, grok_folder, make_s
     told = data(make_study([0], ("fit", "easy")), runs)
     text = " ".join(verdict(told))
     assert "The model did not grok" in text
-    assert "Controls, models by what the detector calls their training: easy: grok-weak 2." in text
+    assert "Controls, by what the detector calls their training (models): easy: grok-weak (2)." in text
     assert missing_kinds(told) == ("early", "grok", "post"), "a kind nobody asked a control for is not missing"
     assert "Nothing was unlearned from grok and post: no model reached it together with its gold" in text
     only = [r for r in runs if r.control]

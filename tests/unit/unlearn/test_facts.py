@@ -29,6 +29,19 @@ def test_a_start_model_that_says_nothing_counts_by_the_seed_of_unlearning():
     assert (facts["checkpoint"], facts["seed"], facts["unlearn_seed"]) == ("start", 7, 7)
 
 
+def test_nets_are_told_apart_and_language_models_are_not():
+    images = {"data": {"kind": "digits"}}
+    for trained, arch in (
+        ({**images, "model": {"net": {"arch": "resnet8"}}}, "resnet8"),
+        ({**images, "model": {"net": None}}, "cnn"),
+        ({**images, "model": "runs/digits/unlearn/grok/scrub"}, None),
+        ({**images, "model": {"net": None, "name": "runs/other@grok"}}, None),
+        ({"data": {"kind": "world"}, "model": {"net": None}}, None),
+        ({}, None),
+    ):
+        assert comparison_facts(OUTCOME, {"config": {"seed": 3, **trained}, "step": 9}).get("architecture") == arch
+
+
 def test_how_well_the_start_model_had_learned_is_read_off_its_curve_at_its_step(tmp_path):
     lines = [(800, 0.9, 0.3), (900, 1.0, 0.4), (1000, 1.0, 0.9)]
     told = [json.dumps({"step": s, "train_acc": t, "held_out_acc": h}) for s, t, h in lines]

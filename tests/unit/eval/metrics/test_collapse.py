@@ -13,7 +13,7 @@ from llm_unlearn.eval.metrics.collapse import (
 
 
 def generated(*texts):
-    return [make_record(i, generation=text) for i, text in enumerate(texts)]
+    return [make_record(i, generation=text, answer=f"answer {i}") for i, text in enumerate(texts)]
 
 
 def test_empty():
@@ -67,7 +67,7 @@ def test_our_own_refusals_are_recognised():
     [
         (["", " ", "", "Oslo"], "generations that are empty: 75%"),
         (["the the the the", "so so so so so"], "word pairs that repeat within a generation: 71%"),
-        (["Oslo"] * 9 + ["Bergen"], "other questions that got the very same generation: 80%"),
+        (["Oslo"] * 9 + ["Bergen"], "other items that got the very same answer: 80%"),
     ],
 )
 def test_collapse_is_seen_on_what_is_kept(texts, sign):
@@ -104,3 +104,19 @@ def test_answers_that_look_like_refusals():
     texts = ["I have never lived anywhere but Paris", "no record label", "She never married and I never met her",
              "Sorry Wrong Number"]  # fmt: skip
     assert refusal(generated(*texts)).tolist() == [0.0] * 4
+
+
+def classified(said, right):
+    return {
+        "retain": [make_record(i, generation=s, answer=a) for i, (s, a) in enumerate(zip(said, right, strict=True))]
+    }
+
+
+def test_a_classifier_is_judged_by_the_classes_there_are():
+    ten = [str(i % 10) for i in range(100)]
+    assert signs_of_collapse(classified(ten, ten)) == []
+    assert signs_of_collapse(classified(["7"] * 70 + ten[70:], ten)) == [], "bad, and still telling some apart"
+    assert signs_of_collapse(classified(["7"] * 100, ten)) == ["other items that got the very same answer: 100%"]
+    one = ["cat"] * 20
+    assert signs_of_collapse(classified(one, one)) == [], "only one class is kept: a healthy model names no other"
+    assert signs_of_collapse(classified(["dog"] * 20, ["dog", "cat"] * 10)) != []
