@@ -15,8 +15,9 @@ STUDY_FILE = "study.json"
 
 
 def comparison_facts(outcome: Mapping[str, Any], start_origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return method, checkpoint, seeds, request, end and cost of a finished run, and how well its start model had
-    learned: `start_train_acc` and `start_held_out_acc` (None where its run has no curve).
+    """Return method, checkpoint, seeds, request, end and cost of a finished run, how well its start model had learned:
+    `start_train_acc` and `start_held_out_acc` (None where its run has no curve), and its `architecture` if it is a
+    classifier of images trained from scratch.
 
     `seed` is the one the start model was trained with: models are the unit of every statistic, and unlearning one model
     with three seeds is one unit, not three.
@@ -26,10 +27,13 @@ def comparison_facts(outcome: Mapping[str, Any], start_origin: Mapping[str, Any]
         start_origin: origin of the start model; {} for a model that is not ours, which then counts by unlearning seed.
     """
     config, step = outcome["origin"]["config"], start_origin.get("step")
+    trained = start_origin.get("config", {})
+    net = (trained.get("model") or {}).get("net")
     return {
         "method": outcome["method"],
         "checkpoint": outcome["origin"].get("start_kind") or "start",
-        "seed": start_origin.get("config", {}).get("seed", config["seed"]),
+        "seed": trained.get("seed", config["seed"]),
+        **({"architecture": net["arch"]} if net else {}),
         "start_step": step,
         **_start_accuracies(outcome["origin"].get("start"), step),
         "unlearn_seed": config["seed"],
