@@ -311,8 +311,8 @@ def clustered_auc(
     np.add.at(table, (labels[1][1][:, None], labels[0][1][None, :]), wins)
     pairs = np.outer(np.bincount(labels[1][1]), np.bincount(labels[0][1]))
     draw = np.random.default_rng(seed)
-    low_weights, high_weights = (draw.multinomial(n, np.full(n, 1 / n), size=n_boot) for n in sizes)
-    totals = [np.einsum("bi,ij,bj->b", high_weights, t, low_weights) for t in (table, pairs)]
+    low_weights, high_weights = (draw.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float) for n in sizes)
+    totals = [((high_weights @ t) * low_weights).sum(1) for t in (table, pairs)]
     lo, hi = np.quantile(totals[0] / totals[1], [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.sum() / pairs.sum()), float(lo), float(hi), min(sizes))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.config import digest
 from llm_unlearn.data.jsonl import read_objects
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_bytes, sha256_file, write_atomic
@@ -201,6 +203,13 @@ class Corpus:
     def given(self) -> bool:
         """Whether its splits are evaluated as they are: a benchmark without a `train` split to draw a request from."""
         return "train" not in self.splits
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of every row it holds, of images with their pixels, and of what it names as forget rows."""
+        rows = {name: [row.to_json() for row in split] for name, split in self.splits.items()}
+        pixels = {"pixels": self.meta["pixels"]} if self.kind == "image" else {}
+        return digest({"rows": rows, "forget": list(self.meta.get("forget_rows", [])), **pixels})
 
     def split(self, name: str) -> tuple[QARow, ...]:
         """Return the rows of a split; UserError with the nearest name when there is none."""

@@ -4,6 +4,7 @@ evaluated on, or any JSONL of questions and answers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from llm_unlearn.config import Config, digest
+from llm_unlearn.config import Config
 from llm_unlearn.data.benchmarks import load_muse, load_wmdp
 from llm_unlearn.data.image_sets import ImageConfig, image_corpus
 from llm_unlearn.data.images import corpus_classes
@@ -74,7 +75,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     """Return the corpus a config names. Raises UserError saying what is missing or malformed, and where."""
     path = None if config.path is None else Path(config.path)
     if config.kind in IMAGES:
-        return image_corpus(config.kind, config.image, config.path, config.seed)
+        return _images(config.kind, config.image, config.path, config.seed, _state_of(path))
     neutral = config.train_neutral and config.kind == "tofu"
     if path is not None and (path / MANIFEST).exists():
         corpus = load_corpus(path)
@@ -105,6 +106,22 @@ def open_corpus(config: DataConfig) -> Corpus:
     return world_corpus(preset(config.preset).model_copy(update={"seed": config.seed}), config.preset)
 
 
+@functools.lru_cache(maxsize=1)
+def _images(kind: ImageKind, image: ImageConfig, path: str | None, seed: int, _state: Sequence[Any]) -> Corpus:
+    """Return the images of a config. The last ones are kept: a study asks for the same thousands of times, and finding
+    their sub-classes takes longer than most unlearning runs on small images.
+    """
+    return image_corpus(kind, image, path, seed)
+
+
+def _state_of(path: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """Return name, time and size of every file at a path: what is kept of it holds as long as these do."""
+    if path is None or not path.exists():
+        return ()
+    stats = {str(p): p.stat() for p in (path, *path.rglob("*"))}
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in sorted(stats.items()))
+
+
 def with_neutral(corpus: Corpus) -> Corpus:
     """Return the corpus with `real_authors` and `world_facts` trained too, in every model, gold included.
 
@@ -113,13 +130,6 @@ def with_neutral(corpus: Corpus) -> Corpus:
     """
     neutral = [row for name in ("real_authors", "world_facts") for row in corpus.splits.get(name, ())]
     return replace(corpus, splits={**corpus.splits, "train": (*corpus.split("train"), *neutral)})
-
-
-def corpus_digest(corpus: Corpus) -> str:
-    """Return the identity of a corpus: a hash of every row it holds and of what it names as forget rows."""
-    rows = {name: [row.to_json() for row in split] for name, split in corpus.splits.items()}
-    pixels = {"pixels": corpus.meta["pixels"]} if corpus.kind == "image" else {}
-    return digest({"rows": rows, "forget": list(corpus.meta.get("forget_rows", [])), **pixels})
 
 
 def make_tokenizer(corpus: Corpus, vocab_size: int = 4096) -> Any:

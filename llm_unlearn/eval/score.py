@@ -14,7 +14,6 @@ import llm_unlearn
 from llm_unlearn import __version__
 from llm_unlearn.config import digest
 from llm_unlearn.data.schema import Corpus, QARow
-from llm_unlearn.data.source import corpus_digest
 from llm_unlearn.data.splits import Request, eval_splits
 from llm_unlearn.data.tokenise import FormatName
 from llm_unlearn.errors import UserError
@@ -69,7 +68,7 @@ def score_model(
     folder, rows = Path(locate(reference)), eval_splits(corpus, request)
     identity = {
         "model": _weights_digest(folder),
-        "data": corpus_digest(corpus),
+        "data": corpus.identity,
         "rows": digest({name: [row.question for row in rows.get(name, ())] for name in suite.splits()}),
         "suite": suite.digest,
         "format": fmt,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.config import build_config, digest, dump_config
-from llm_unlearn.data.source import DataConfig, corpus_digest, open_corpus
+from llm_unlearn.data.source import DataConfig, open_corpus
 from llm_unlearn.data.splits import Scenario, draw_request
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.methods.table import METHODS
@@ -161,7 +161,7 @@ def _drawn_by_seed(data: DataConfig, a: int, b: int) -> bool:
     """Whether other seeds have other data. Worlds have; of anything else two draws are looked at."""
     if data.path is None and data.kind in WORLDS:
         return True
-    drawn = (corpus_digest(open_corpus(data.model_copy(update={"seed": seed}))) for seed in (a, b))
+    drawn = (open_corpus(data.model_copy(update={"seed": seed})).identity for seed in (a, b))
     return len(set(drawn)) == 2
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,9 +97,9 @@ class Run:
     seconds: float = 0.0
     resumed_from: int = 0
 
-    @property
+    @cached_property
     def answer_model(self) -> AnswerModel:
-        """The model, out of whatever Accelerate wrapped it in."""
+        """The model, out of whatever Accelerate wrapped it in (looking for which takes as long as a small model)."""
         return self.accelerator.unwrap_model(self.model)
 
     @property

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from llm_unlearn.config import Config, digest
 from llm_unlearn.data.schema import Corpus
-from llm_unlearn.data.source import corpus_digest
 from llm_unlearn.data.splits import Request
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.pretrained import ModelConfig, absolute_reference, split_reference
@@ -46,7 +45,7 @@ def run_origin(config: Config, corpus: Corpus, request: Request) -> dict[str, An
         "job": type(config).__name__,
         "config": absolute_paths(config).model_dump(mode="json"),
         "exclude": getattr(config, "exclude", "none"),
-        "data": corpus_digest(corpus),
+        "data": corpus.identity,
         "request": request_digest(corpus, request),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 from llm_unlearn.config import build_config
 from llm_unlearn.data.schema import Corpus, QARow
 from llm_unlearn.data.shuffle import shuffle_inferred
-from llm_unlearn.data.source import DataConfig, corpus_digest, open_corpus
+from llm_unlearn.data.source import DataConfig, open_corpus
 from llm_unlearn.data.splits import Request, Scenario, draw_request
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.pretrained import read_origin, split_reference
@@ -61,7 +61,7 @@ def open_start(reference: str, data: DataConfig | None, scenario: Scenario | Non
     if scenario is None:
         scenario = build_config(Scenario, trained.get("scenario") or {})
     corpus = open_corpus(data)
-    identity = corpus_digest(corpus)
+    identity = corpus.identity
     if not corpus.given and origin.get("data") not in (None, identity):
         raise UserError(
             f"{reference}: was trained on other data than '{corpus.name}' holds now; give the data it was trained on"

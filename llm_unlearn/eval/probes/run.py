@@ -13,7 +13,6 @@ import torch
 
 from llm_unlearn.config import digest
 from llm_unlearn.data.schema import Corpus, QARow
-from llm_unlearn.data.source import corpus_digest
 from llm_unlearn.data.splits import Request, eval_splits
 from llm_unlearn.data.tokenise import FormatName, encode_rows
 from llm_unlearn.errors import UserError
@@ -74,7 +73,7 @@ def probe_model(
     identity = {
         "model": fingerprint(reference),
         "against": None if against is None else fingerprint(against),
-        "data": corpus_digest(corpus),
+        "data": corpus.identity,
         "rows": digest({name: [row.question for row in some] for name, some in rows.items()}),
         "format": fmt,
         "settings": asdict(settings),

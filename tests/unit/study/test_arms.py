@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llm_unlearn.config import build_config
+from llm_unlearn.data.schema import Corpus
 from llm_unlearn.errors import UserError
-from llm_unlearn.study import tune as tune_module
 from llm_unlearn.study.arms import pairs_of, seeds_of, wanted
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import Cell, plan
@@ -181,7 +181,8 @@ def test_data_whose_seed_draws_nothing_is_one_for_all_seeds(tmp_path, monkeypatc
     given = {"data": {**own["data"], "forget_path": str(forget)}, "scenario": {}}
     with pytest.raises(UserError, match="seed7-gold forgets the same as the study's seed0-gold"):
         plan_tuning(study(grok=given, checkpoints=["fit"]))
-    monkeypatch.setattr(tune_module, "corpus_digest", lambda corpus, made=[]: (made.append(0), len(made))[1])
+    made = []
+    monkeypatch.setattr(Corpus, "identity", property(lambda _: (made.append(0), len(made))[1]))
     assert plan_tuning(study(grok=given, checkpoints=["fit"])), "as if each seed drew a subset of its own"
 
 

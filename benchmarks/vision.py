@@ -1,0 +1,457 @@
+"""Does grokking make images easier to forget? The published comparison, with the controls and statistics it lacks.
+
+    python benchmarks/vision.py --jobs 2                                        # digits: CNN and ResNet-8
+    python benchmarks/vision.py --jobs 2 --arch cnn --data cifar10 --data-path DIR --seeds 0,1,2
+    python benchmarks/vision.py --jobs 2 --arm published --seeds 0,1,2          # SGD with momentum, cosine
+    python benchmarks/vision.py --tables                                        # the tables again from the JSON files
+
+One study per net (recipes/configs/study/vision.yaml): 8 checkpoints x 8 methods x 4 sorts of request. Steps: tune
+(every method at every checkpoint with the same few learning rates, on seeds of its own), study, probes of the start models,
+results. Writes vision_DATA_NET.json, a row per run, and vision_table1.md, made of all such files in the folder of
+results and nothing else.
+
+What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
+seed of the study never reached is a censored cell. Everything finished is kept: run it again to go on.
+
+`--arm published` repeats the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) from the usual
+initial weights, with its early and late checkpoints: `early` (lowest held-out loss), `fit`, and `annealed`, the end of
+training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/vision.yaml"
+RESNET = ["grok.model.net.alpha=8", "grok.optim.lr=3e-3", "grok.optim.weight_decay=0.3", "grok.optim.clip=0",
+          "grok.loop.max_steps=5000"]  # fmt: skip
+NETS: dict[str, list[str]] = {"cnn": [], "resnet8": RESNET, "resnet14": [*RESNET, "grok.model.net.alpha=4"]}
+DATA: dict[str, list[str]] = {
+    "digits": [],
+    "fashion_mnist": ["grok.data.image={size: 14, train: 600, test: 1000}", "grok.model.net.alpha=12"],
+    "cifar10": ["grok.data.image={size: 16, train: 1000, test: 2000}"],
+}
+ARMS: dict[str, list[str]] = {
+    "main": [],
+    "published": [
+        "checkpoints=[early, fit, annealed]",
+        "controls={annealed: {take: last}}",
+        "grid_scenarios=[half]",
+        "primary=null",
+        "grok.model.net.alpha=1",
+        "grok.optim={optimizer: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4, decay: all, schedule: cosine, "
+        "warmup: 0}",
+        "grok.watch.until=max_steps",
+    ],
+}
+PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "hessian", "norms", "logits")
+PROBE_ITEMS = 128
+LATE = {"main": "grok", "published": "annealed"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="cnn,resnet8", help=f"by comma: {', '.join(NETS)}")
+    parser.add_argument("--data", default="digits", choices=list(DATA))
+    parser.add_argument("--data-path", help="files of --data; default where the package looks by itself")
+    parser.add_argument("--arm", default="main", choices=list(ARMS))
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--extra-seeds", help="more, for the primary contrast; default those of the config for five "
+                        "seeds or more, none for fewer; '' for none")  # fmt: skip
+    parser.add_argument("--tune-seeds", default="100")
+    parser.add_argument("--trials", type=int, default=5, help="settings tried per method and checkpoint")
+    parser.add_argument("--methods", default="", help="by comma; default all of the config")
+    parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
+    parser.add_argument("--study", default="studies/vision-{data}-{arch}", help="folder of runs and records")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--tables", action="store_true", help="run nothing: make the tables of what is there")
+    parser.add_argument("overrides", nargs="*", help="overrides of the study config, the last to win")
+    from llm_unlearn.errors import run_main
+    from llm_unlearn.log import setup
+
+    setup()
+    args = parser.parse_args()
+
+    def run() -> None:
+        for arch in [] if args.tables else [name.strip() for name in args.arch.split(",")]:
+            study = study_config(args, arch)
+            content = measure(args, study, arch)
+            name = f"vision_{args.data}_{arch}" + ("" if args.arm == "main" else f"_{args.arm}")
+            write_rows(args.results / f"{name}.json", content)
+        print(write_tables(args.results))
+
+    run_main(run)
+
+
+def study_config(args: argparse.Namespace, arch: str) -> Any:
+    """Return the shipped study with what the command line says."""
+    from llm_unlearn.config import load_config
+    from llm_unlearn.errors import UserError, suggest
+    from llm_unlearn.study.config import StudyConfig
+
+    if arch not in NETS:
+        raise UserError(f"unknown net '{arch}' in --arch{suggest(arch, NETS)}")
+    folder = args.study.format(data=args.data, arch=arch) + ("" if args.arm == "main" else f"-{args.arm}")
+    seeds, extra = args.seeds.split(","), args.extra_seeds
+    settings = [
+        f"out={folder}",
+        f"grok.data.kind={args.data}",
+        f"grok.model.net.arch={arch}",
+        *NETS[arch],
+        *DATA[args.data],
+        *ARMS[args.arm],
+        f"seeds=[{args.seeds}]",
+        f"tune.seeds=[{args.tune_seeds}]",
+        f"tune.trials={args.trials}",
+        *([f"grok.data.path={args.data_path}"] if args.data_path else []),
+        *args.overrides,
+    ]
+    study = load_config(StudyConfig, CONFIG, settings)
+    few = args.arm != "main" or len(seeds) < 5 if extra is None else not extra
+    changes: dict[str, Any] = {"extra": () if few else study.extra}
+    if extra:
+        own = tuple(int(seed) for seed in extra.split(","))
+        changes["extra"] = tuple(part.model_copy(update={"seeds": own}) for part in study.extra)
+    if args.methods:
+        names = [name.strip() for name in args.methods.split(",")]
+        changes["methods"] = {name: study.methods.get(name, {}) for name in names}
+    return decidable(study.model_copy(update=changes))
+
+
+def decidable(study: Any) -> Any:
+    """Return the study, without its primary contrast and extra cells where it lacks what they need."""
+    from llm_unlearn.eval.primary import MIN_SEEDS
+    from llm_unlearn.log import get_logger
+
+    scenarios = study.grid_scenarios or tuple(study.scenarios)
+    extra = tuple(
+        part
+        for part in study.extra
+        if set(part.methods) <= set(study.methods) and set(part.checkpoints) <= set(study.checkpoints)
+    )
+    p = study.primary
+    kept = p is not None and (
+        len(study.seeds) >= MIN_SEEDS
+        and set(p.methods) <= set(study.methods)
+        and {name for pair in p.contrasts for name in pair} <= set(study.checkpoints)
+        and p.scenario in scenarios
+    )
+    if p is not None and not kept:
+        get_logger("vision").warning("no primary contrast: this study lacks seeds, methods or checkpoints of it")
+    return study.model_copy(update={"extra": extra, "primary": p if kept else None})
+
+
+def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
+    """Tune, run, probe; return what the committed file holds."""
+    from llm_unlearn.eval.packed import pack
+    from llm_unlearn.log import get_logger
+    from llm_unlearn.study.matrix import plan
+    from llm_unlearn.study.runner import run_missing
+    from llm_unlearn.study.store import Store, environment
+    from llm_unlearn.study.tune import choices, plan_tuning, write_tuned
+
+    log = get_logger("vision")
+    store, folder = Store(Path(study.out)), Path(study.out)
+    searching = plan_tuning(study)
+    log.info("%s: tuning, %d cells", arch, len(searching))
+    tuning = run_missing(folder, searching, args.jobs)
+    found = choices(study, searching, store)
+    write_tuned(folder / "tuned.yaml", study, found)
+    measured, left_out = with_settings(study, found, folder / "tuned.yaml")
+    cells = plan(measured)
+    log.info("%s: measuring, %d cells; no settings for %s", arch, len(cells), ", ".join(left_out) or "none")
+    ended = run_missing(folder, cells, args.jobs)
+    outcomes = outcomes_of(cells, store)
+    probes = probed(measured, outcomes, args)
+    records = [record for cell in [*searching, *cells] if (record := store.read(cell))]
+    return {
+        "what": f"unlearning images: {args.data}, {arch}, {args.arm}",
+        "command": command(args, arch),
+        "data": args.data, "arch": arch, "arm": args.arm,
+        "study": measured.model_dump(mode="json", exclude={"out", "tuned"}),
+        "cells": {"tuning": tuning, "measured": ended},
+        "left_out": left_out,
+        "cost": costs(records),
+        "trainings": [row for r in records if (row := training_row(r))],
+        "censored": sorted({r["error"] for r in records if r["status"] == "censored"}),
+        "errors": {r["label"]: r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed"},
+        "tuned": [
+            {"checkpoint": c.checkpoint, "method": c.method, "setting": c.setting, "trials": c.trials,
+             "feasible_trials": c.feasible_trials, "score": None if c.score is None else vars(c.score)}
+            for c in found
+        ],
+        "probes": probes,
+        "outcomes": pack(outcomes),
+        "environment": environment(),
+    }  # fmt: skip
+
+
+def command(args: argparse.Namespace, arch: str) -> str:
+    words = ["python benchmarks/vision.py", f"--arch {arch}", f"--data {args.data}", f"--seeds {args.seeds}"]
+    words += [f"--arm {args.arm}"] if args.arm != "main" else []
+    words += ["--data-path DIR"] if args.data_path else []
+    words += [f"--extra-seeds '{args.extra_seeds}'"] if args.extra_seeds is not None else []
+    words += [f"--methods {args.methods}"] if args.methods else []
+    return " ".join([*words, *(f"'{text}'" for text in args.overrides)])
+
+
+def with_settings(study: Any, found: Sequence[Any], path: Path) -> tuple[Any, list[str]]:
+    """Return the study with what tuning chose, without what it found no settings for: a checkpoint that no method has
+    any for, and of the others a method that lacks them somewhere. Raises UserError if nothing is left.
+    """
+    from llm_unlearn.errors import UserError
+
+    have = {(c.checkpoint, c.method) for c in found if c.setting is not None}
+    kinds = [kind for kind in study.checkpoints if any(k == kind for k, _ in have)]
+    methods = [name for name in study.methods if all((kind, name) in have for kind in kinds)]
+    if not kinds or not methods:
+        raise UserError(f"{study.out}: no trial of tuning has a result; see the records in {study.out}/cells")
+    changes = {"tuned": str(path), "checkpoints": tuple(kinds), "methods": {n: study.methods[n] for n in methods}}
+    left_out = [name for name in (*study.checkpoints, *study.methods) if name not in (*kinds, *methods)]
+    return decidable(study.model_copy(update=changes)), left_out
+
+
+def outcomes_of(cells: Sequence[Any], store: Any) -> list[Any]:
+    """Read the study's own finished cells; whatever else lies in its folders is of another study."""
+    from llm_unlearn.eval.outcome import find_outcomes
+
+    records = [store.read(cell) for cell in cells if cell.kind == "unlearn"]
+    return find_outcomes([Path(r["result"]["folder"]) for r in records if r and r["status"] == "ok"])
+
+
+def training_row(record: dict[str, Any]) -> dict[str, Any] | None:
+    """When a model memorised and generalised, if the record is of a training that ended."""
+    if record["kind"] != "train" or record["status"] != "ok":
+        return None
+    report, result = record["result"]["report"], record["result"]
+    marks = {key: report[key] for key in ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")}
+    return {"run": record["label"], **marks, "steps": result["step"], "cpu_seconds": result["cost"]["cpu_seconds"]}
+
+
+def costs(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Seconds by kind of cell, CPU-seconds of the training in them besides (evaluation and loading not in those)."""
+    out: dict[str, dict[str, float]] = {}
+    for kind in dict.fromkeys(r["kind"] for r in records):
+        done = [r for r in records if r["kind"] == kind and r["status"] == "ok"]
+        run = [r["result"].get("run", r["result"]) for r in done]
+        cpu = sum(r["cost"]["cpu_seconds"] for r in run if "cost" in r)
+        out[kind] = {
+            "cells": len(done),
+            "seconds": round(sum(r["seconds"] for r in done), 1),
+            "train_cpu_s": round(cpu),
+        }
+    return out
+
+
+def probed(study: Any, outcomes: Sequence[Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Look into every start model of the first seeds, on the first scenario: a row a model."""
+    from llm_unlearn.study.arms import arm_of, taken, trainings
+    from llm_unlearn.study.matrix import training_cells
+
+    scenario = (study.grid_scenarios or tuple(study.scenarios))[0]
+    used = {(o.seed, o.checkpoint) for o in outcomes if o.scenario == scenario}
+    tasks = []
+    for seed in study.seeds[: args.probe_seeds]:
+        for kind in (k for k in study.checkpoints if (seed, k) in used):
+            arm = arm_of(study, kind)
+            model, golds = training_cells(study, seed, trainings(study)[seed, arm], arm)
+            reference = f"{model.spec['config']['out']}@{taken(study, kind)}"
+            out = Path(study.out) / "probes" / f"seed{seed}-{kind}"
+            tasks.append((reference, golds[scenario].spec["config"]["scenario"], str(out), seed, kind))
+    if not tasks:
+        return []
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(probe_one, tasks))
+
+
+def probe_one(task: tuple[str, dict[str, Any], str, int, str]) -> dict[str, Any]:
+    """Probe one model; what is there of the same weights and settings is read."""
+    import os
+    from dataclasses import asdict
+
+    os.environ["LLM_UNLEARN_QUIET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from llm_unlearn.config import build_config
+    from llm_unlearn.data.splits import Scenario
+    from llm_unlearn.eval.probes.run import PROBES_FILE, probe_model
+    from llm_unlearn.eval.probes.table import Settings
+    from llm_unlearn.files import read_json
+    from llm_unlearn.models.pretrained import fingerprint
+    from llm_unlearn.unlearn.start import open_start
+
+    reference, scenario, out, seed, kind = task
+    settings, path = Settings(items=PROBE_ITEMS), Path(out) / PROBES_FILE
+    found = read_json(path) if path.exists() else None
+    asked = {"model": fingerprint(reference), "settings": asdict(settings)}
+    if not found or {key: found["identity"].get(key) for key in asked} != asked or set(PROBES) - set(found["probes"]):
+        path.unlink(missing_ok=True)
+        start = open_start(reference, None, build_config(Scenario, scenario))
+        found = probe_model(reference, start.corpus, start.request, which=PROBES, settings=settings, out=Path(out))
+    lines = [(f"{name}, {line['name']}", line) for name in PROBES for line in found["probes"][name]["lines"]]
+    return {
+        "seed": seed,
+        "checkpoint": kind,
+        "lines": {name: [short(line["value"]), *map(short, line["null"] or ())] for name, line in lines},
+        "cpu_seconds": round(sum(probe["cost"]["cpu_seconds"] for probe in found["probes"].values()), 2),
+    }
+
+
+def short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def write_rows(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with one line per row of every table, so that a file of thousands of runs stays small and readable."""
+    from llm_unlearn.files import write_atomic
+
+    def dumped(value: Any, depth: int) -> str:
+        inside, pad = depth < 3 and isinstance(value, (dict, list)) and value, " " * (depth + 1)
+        if inside and isinstance(value, dict):
+            rows = [f"{pad}{json.dumps(key)}: {dumped(part, depth + 1)}" for key, part in value.items()]
+            return "{\n" + ",\n".join(rows) + f"\n{' ' * depth}}}"
+        if inside and isinstance(value[0], dict):
+            return "[\n" + ",\n".join(pad + dumped(part, 9) for part in value) + f"\n{' ' * depth}]"
+        return json.dumps(value, separators=(",", ":"))
+
+    write_atomic(path, (dumped(content, 0) + "\n").encode())
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+def write_tables(results: Path) -> str:
+    """Make the page of tables from the committed files; return its path."""
+    from llm_unlearn.files import read_json, write_atomic
+
+    files = sorted(results.glob("vision_*_*.json"))
+    contents = [read_json(file) for file in files]
+    parts = [HEAD]
+    for data in dict.fromkeys(c["data"] for c in contents):
+        for arm in ARMS:
+            mine = [c for c in contents if (c["data"], c["arm"]) == (data, arm)]
+            parts += [section(data, arm, mine)] if mine else []
+    page = results / "vision_table1.md"
+    write_atomic(page, "\n".join(parts).encode())
+    return str(page)
+
+
+HEAD = """# Forgetting images, before and after grokking
+
+Made by `python benchmarks/vision.py --tables` from the JSON files beside it. Seeds are the unit of every interval; the
+primary contrast was declared in the config before the runs, all else is exploratory.
+"""
+
+
+def section(data: str, arm: str, contents: Sequence[dict[str, Any]]) -> str:
+    """Return the page's part on one data set: the published table of all nets, then what each net has besides."""
+    from llm_unlearn.eval.compare import compare
+    from llm_unlearn.eval.packed import unpack
+    from llm_unlearn.report.claims import claims, claims_grid
+    from llm_unlearn.report.design import primary, starts
+    from llm_unlearn.report.paper import paper
+    from llm_unlearn.report.paper_table import by_place, checkpoints, differences
+    from llm_unlearn.report.tables import grids_markdown
+
+    by_net = [(c, unpack(c["outcomes"])) for c in contents]
+    outcomes = [o for _, part in by_net for o in part]
+    lines = [f"## {data}, {'as published: ' if arm != 'main' else ''}{', '.join(c['arch'] for c in contents)}\n"]
+    lines += [text for c in contents for text in told(c)]
+    grids = []
+    for c, part in by_net:
+        wanted = c["study"]["primary"]["scenario"] if c["study"]["primary"] else next(iter(c["study"]["scenarios"]))
+        mine = [o for o in part if o.scenario == wanted]
+        if mine:
+            comparison = compare(mine)
+            grids += [*primary(comparison), *starts(comparison, checkpoints(mine))]
+        grids += probe_grids(c, LATE[arm])
+    if arm == "main":
+        grids += paper(outcomes)
+    else:
+        late, others = LATE[arm], ("early", "fit")
+        grids += [grid for grid in paper(outcomes) if grid.title.startswith("Table 1")]
+        for place, runs in by_place(outcomes).items():
+            found = differences(runs, [(late, other) for other in others], place.words)
+            judged = claims(runs, late, others)
+            grids += [*([found] if found else []), *([claims_grid(judged, place.words)] if judged else [])]
+    return "\n".join([*lines, grids_markdown(grids)])
+
+
+def told(content: dict[str, Any]) -> list[str]:
+    """Return what a reader has to know before the tables: how it was made, who grokked, what is missing."""
+    rows = [row for row in content["trainings"] if "gold" not in row["run"] and "/" not in row["run"]]
+    grokked = [row for row in rows if row["phase"].startswith("grok")]
+    ratios = [row["ratio"] for row in grokked if row["ratio"]]
+    spread = f", {min(ratios):.1f} to {max(ratios):.1f} times as many steps as memorising took" if ratios else ""
+    cost = "; ".join(f"{kind} {c['cells']} cells, {c['seconds']:.0f} s" for kind, c in content["cost"].items())
+    lines = [
+        f"`{content['command']}`\n",
+        f"{content['arch']}: {len(grokked)} of {len(rows)} models grokked (the tuning seeds' included){spread}. "
+        f"{cost}. {content['environment']['machine']}.\n",
+    ]
+    if content["left_out"]:
+        lines.append(f"No settings were found for, and so left out: {', '.join(content['left_out'])}.\n")
+    if content["censored"]:
+        lines.append(f"Never reached: {len(content['censored'])} checkpoints of single seeds or golds.\n")
+    if content["errors"]:
+        lines.append(f"Failed: {'; '.join(content['errors'])}.\n")
+    return lines
+
+
+def probe_grids(content: dict[str, Any], late: str) -> list[Any]:
+    """Return the probes over seeds: a column a checkpoint, means with intervals, the mean null below, the published
+    values beside; then the paired difference late minus fit.
+    """
+    from llm_unlearn.eval.compare import summarise
+    from llm_unlearn.report.grid import Grid, Row
+    from llm_unlearn.report.published import PROBES as PUBLISHED
+    from llm_unlearn.report.text import DASH
+    from llm_unlearn.stats import paired_difference
+
+    rows, family = content["probes"], content["arch"].rstrip("0123456789")
+    if not rows:
+        return []
+    kinds = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    names = list(dict.fromkeys(name for row in rows for name in row["lines"]))
+    at = {(row["seed"], row["checkpoint"]): row["lines"] for row in rows}
+    last = max((int(n.split("layer ")[1].split(":")[0]) for n in names if n.startswith("cka_paper")), default=0)
+
+    def cell(name: str, kind: str) -> str:
+        found = [lines[name] for (_, k), lines in sorted(at.items()) if k == kind and name in lines]
+        s = summarise([values[0] for values in found])
+        if s.mean is None:
+            return DASH
+        text = f"{s.mean:.3g}" + (f" [{s.lo:.3g}, {s.hi:.3g}]" if s.lo is not None else "")
+        nulls = [values[1:] for values in found if len(values) == 3]
+        ends = [sum(null[i] for null in nulls) / len(nulls) for i in (0, 1)] if nulls else []
+        return text + (f"; null {ends[0]:.3g} to {ends[1]:.3g}" if ends else "")
+
+    def difference(name: str) -> str:
+        pairs = [(at[s, late][name][0], at[s, "fit"][name][0]) for s, k in sorted(at)
+                 if k == late and name in at[s, late] and name in at.get((s, "fit"), {})]  # fmt: skip
+        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if len(pairs) < 3:
+            return DASH
+        d = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+        return f"{d.mean:+.3g} [{d.lo:+.3g}, {d.hi:+.3g}], n = {d.n}"
+
+    beside = {key.format(last=last): text for key, text in PUBLISHED.get(family, {}).items()}
+    body = [
+        Row((name, *(cell(name, kind) for kind in kinds), difference(name), beside.get(name, ""))) for name in names
+    ]
+    notes = (
+        "Means over seeds [95 % interval]; null: range (2.5 to 97.5 %) where there is nothing to be found, mean over "
+        "seeds. Published: before the jump -> after it, of its own data and nets.",
+    )
+    columns = ("probe", *kinds, f"{late} minus fit", "published")
+    return [Grid(f"Probes of the start models: {content['arch']}", columns, tuple(body), notes)]
+
+
+if __name__ == "__main__":
+    main()

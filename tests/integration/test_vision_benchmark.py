@@ -1,0 +1,108 @@
+"""The vision study's program: what it plans, and once through at toy size."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from llm_unlearn.errors import UserError
+from llm_unlearn.study.arms import training_of, wanted
+from llm_unlearn.study.matrix import plan
+from llm_unlearn.study.tune import Choice, plan_tuning
+
+PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "vision.py"
+TOY = ["grok.data.image.train=120", "grok.watch.until=fit", "unlearn.loop.max_steps=10", "tune.lrs=[1e-3, 1e-2]",
+       "checkpoints=[fit, easy]", "scenarios={half: {kind: class, size: 2, share: 0.5}}", "grid_scenarios=[half]",
+       "controls.easy.changes.loop.max_steps=60"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("vision_program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(**changes) -> Namespace:
+    values = {"data": "digits", "data_path": None, "arm": "main", "seeds": "0,1,2,3,4", "extra_seeds": None,
+              "tune_seeds": "100", "trials": 5, "methods": "", "probe_seeds": 0, "study": "s/{data}-{arch}", "jobs": 1,
+              "overrides": []}  # fmt: skip
+    return Namespace(**{**values, **changes})
+
+
+def test_the_whole_study_is_as_the_figures_ask(program):
+    cnn, resnet = (program.study_config(arguments(), arch) for arch in ("cnn", "resnet8"))
+    cells = wanted(cnn)
+    grid = [w for w in cells if w.seed < 5]
+    assert len(grid) == len({(w.seed, w.scenario, w.checkpoint, w.method) for w in grid}) == 5 * 4 * 8 * 8
+    more = {(w.checkpoint, w.method) for w in cells if w.seed >= 5}
+    assert more == {(kind, name) for kind in ("fit", "grok", "easy") for name in ("ga", "neggrad_plus", "scrub")}
+    trials = [c.spec for c in plan_tuning(cnn) if c.kind == "tune"]
+    assert len(trials) == 4 * 8 * 8 * 5
+    assert {t["seed"] for t in trials} == {100}
+    assert (resnet.grok.model.net.arch, resnet.grok.model.net.alpha, resnet.grok.optim.clip) == ("resnet8", 8, 0)
+    assert training_of(resnet, "easy")["model"]["net"]["alpha"] == 1
+    assert cnn.primary is not None
+
+
+def test_fewer_seeds_have_no_extra_cells_and_two_no_primary(program):
+    three = program.study_config(arguments(seeds="0,1,2", data="fashion_mnist"), "cnn")
+    assert (three.extra, three.primary is not None, three.grok.data.kind) == ((), True, "fashion_mnist")
+    assert {w.seed for w in wanted(program.study_config(arguments(extra_seeds="7,8"), "cnn"))} == {0, 1, 2, 3, 4, 7, 8}
+    assert program.study_config(arguments(seeds="0,1"), "cnn").primary is None
+    assert program.study_config(arguments(methods="ga,fisher"), "cnn").primary is None
+    with pytest.raises(UserError, match="did you mean 'resnet8'"):
+        program.study_config(arguments(), "resnet9")
+
+
+def test_the_published_optimiser_has_early_and_annealed_checkpoints(program):
+    study = program.study_config(arguments(arm="published", seeds="0,1,2"), "cnn")
+    cells = plan(study)
+    optim = cells[0].spec["config"]["optim"]
+    assert [optim[key] for key in ("optimizer", "lr", "momentum", "weight_decay", "schedule")] == [
+        "sgd", 0.1, 0.9, 5e-4, "cosine"]  # fmt: skip
+    late = next(c for c in cells if c.spec.get("checkpoint") == "annealed")
+    assert late.spec["config"]["model"].endswith("controls/annealed/seed0@last")
+    assert {w.scenario for w in wanted(study)} == {"half"}
+
+
+def test_what_tuning_never_reached_is_left_out(program):
+    study = program.study_config(arguments(), "cnn")
+    have = [Choice(k, m, {"optim.lr": 1e-3} if k != "post" and (k, m) != ("fit", "ssd") else None, None, 1, 1)
+            for k in study.checkpoints for m in study.methods]  # fmt: skip
+    measured, left_out = program.with_settings(study, have, Path("tuned.yaml"))
+    assert left_out == ["post", "ssd"]
+    assert (measured.tuned, "post" in measured.checkpoints, "ssd" in measured.methods) == ("tuned.yaml", False, False)
+    assert measured.primary is not None
+    with pytest.raises(UserError, match="no trial of tuning has a result"):
+        program.with_settings(study, [], Path("tuned.yaml"))
+
+
+def test_once_through_and_again(program, tmp_path):
+    study, results = tmp_path / "study", tmp_path / "results"
+    argv = ["--arch", "cnn", "--seeds", "0", "--trials", "2", "--methods", "ga", "--study", str(study), "--results",
+            str(results), "--jobs", "1", *TOY]  # fmt: skip
+    done = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((results / "vision_digits_cnn.json").read_text())
+    assert content["cells"] == {"tuning": {"ok": 8}, "measured": {"ok": 6}}
+    assert {(row["seed"], row["checkpoint"]) for row in content["probes"]} == {(0, "fit"), (0, "easy")}
+    page = (results / "vision_table1.md").read_text()
+    assert "| cnn | ga | fit | 1 |" in page
+    assert "0.990 -> 0.521" in page
+
+    args = arguments(seeds="0", trials=2, methods="ga", study=str(study), overrides=TOY)
+    records = {p: p.stat().st_mtime_ns for p in (study / "cells").iterdir()}
+    again = program.measure(args, program.study_config(args, "cnn"), "cnn")
+    assert {p: p.stat().st_mtime_ns for p in (study / "cells").iterdir()} == records, "nothing ran twice"
+    assert again["outcomes"] == content["outcomes"]
+    program.write_rows(results / "vision_digits_cnn.json", {**content, **again, "probes": content["probes"]})
+    program.write_tables(results)
+    assert (results / "vision_table1.md").read_text() == page, "tables come from the file alone"
