@@ -6,9 +6,9 @@
     python benchmarks/vision.py --tables                                        # the tables again from the JSON files
 
 One study per net (recipes/configs/study/vision.yaml): 8 checkpoints x 8 methods x 4 sorts of request. Steps: tune
-(every method at every checkpoint with the same few learning rates, on seeds of its own), study, probes of the start models,
-results. Writes vision_DATA_NET.json, a row per run, and vision_table1.md, made of all such files in the folder of
-results and nothing else.
+(every method at every checkpoint with the same few learning rates, on seeds of its own), study, probes of the start
+models, results. Writes vision_DATA_NET.json, a row per run, and vision_table1.md, made of all such files in the folder
+of results and nothing else.
 
 What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
 seed of the study never reached is a censored cell. Everything finished is kept: run it again to go on.
