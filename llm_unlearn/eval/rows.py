@@ -42,7 +42,7 @@ def score_split(
     encoded = iter(
         encode_answers(tokenizer, [(row, t) for row, told in zip(rows, texts, strict=True) for t in told], fmt)
     )
-    families = [[next(encoded) for _ in told] for told in texts]
+    families: list[list[Any]] = [[next(encoded) for _ in told] for told in texts]  # texts or images
     own = [family[0] for family in families]
     _check_length(model, families)
     scored = score_families(model, families, vocabulary="vocabulary" in needs)

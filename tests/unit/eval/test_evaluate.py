@@ -85,7 +85,7 @@ def test_results_hold_every_number_beside_gold_and_start(result, suite, models, 
     assert on_disk == {key: value for key, value in result.items() if key != "folder"}
     assert set(on_disk) == {
         "schema_version", "model", "suite", "reference", "run", "metrics", "identity", "cost", "answers", "collapse",
-        "reference_identity",
+        "data", "reference_identity",
     }  # fmt: skip
     assert on_disk["run"] == {"method": "npo", "seed": 3}
     assert set(result["metrics"]) == set(suite.config.metrics)
