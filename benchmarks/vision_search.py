@@ -79,6 +79,13 @@ cifar   400  16,24 standard      cnn     8    16   0.003 0.6  1 matrices     280
 cifar   500  24    standard      cnn     8    16   0.003 1    1 matrices     2000 post 0
 fashion 200  14    unit,standard cnn     8    16   0.003 0.6  1 matrices     2800 post 0
 fashion 100  14    unit          cnn     8    16   0.003 0.6  1 matrices     2800 post 1
+fashion 400  14    standard      cnn     8    16   0.003 0.5  1 matrices     3000 post 0
+cifar   400  16    standard      cnn     8    1    0.003 0.3  1 matrices     600  end  0
+fashion 200  14    standard      cnn     8    1    0.003 0.3  1 matrices     600  end  0
+cifar   500  16    standard      cnn     6    16   0.003 0.5  1 matrices     3200 post 0
+fashion 200  10    standard      resnet8 8    8    0.003 0.3  0 matrices     2000 post 0
+fashion 200  14    standard      cnn     8    16   0.003 0    1 matrices     2000 end  0
+cifar   400  16    standard      cnn     8    16   0.003 0    1 matrices     2500 end  0
 """
 
 
