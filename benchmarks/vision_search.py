@@ -86,6 +86,7 @@ cifar   500  16    standard      cnn     6    16   0.003 0.5  1 matrices     320
 fashion 200  10    standard      resnet8 8    8    0.003 0.3  0 matrices     2000 post 0
 fashion 200  14    standard      cnn     8    16   0.003 0    1 matrices     2000 end  0
 cifar   400  16    standard      cnn     8    16   0.003 0    1 matrices     2500 end  0
+fashion 200  10    standard      resnet8 8    8    0.002 0.3  1 matrices     2000 post 0
 """
 
 
