@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/vision.yaml"
-RESNET = ["grok.model.net.alpha=8", "grok.optim.lr=3e-3", "grok.optim.weight_decay=0.3", "grok.optim.clip=0",
-          "grok.loop.max_steps=5000"]  # fmt: skip
+RESNET = ["grok.model.net.alpha=8", "grok.optim.lr=3e-3", "grok.optim.weight_decay=0.3", "grok.loop.max_steps=5000"]
 NETS: dict[str, list[str]] = {"cnn": [], "resnet8": RESNET, "resnet14": [*RESNET, "grok.model.net.alpha=4"]}
 DATA: dict[str, list[str]] = {
     "digits": [],
