@@ -5,16 +5,16 @@
     python benchmarks/vision.py --jobs 2 --arm published --seeds 0,1,2          # SGD with momentum, cosine
     python benchmarks/vision.py --tables                                        # the tables again from the JSON files
 
-One study per net (recipes/configs/study/vision.yaml): 8 checkpoints x 8 methods x 4 sorts of request. Steps: tune (every
-method at every checkpoint with the same few learning rates, on seeds of its own), study, probes of the start models,
-results. Writes vision_DATA_NET.json, a row per run, and vision_table1.md, made of all such files in the folder of
-results and nothing else.
+One study per net (recipes/configs/study/vision.yaml): 8 checkpoints x 8 methods x 4 sorts of request. Steps: tune
+(every method at every checkpoint with the same few learning rates, on seeds of its own), study, probes of the start
+models, results. Writes vision_DATA_NET.json, a row per run, and vision_table1.md, made of all such files in the folder
+of results and nothing else.
 
 What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
 seed of the study never reached is a censored cell. Everything finished is kept: run it again to go on.
 
-`--arm published` repeats the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) from the usual initial
-weights, with its early and late checkpoints: `early` (lowest held-out loss), `fit`, and `annealed`, the end of training.
+`--arm published` repeats the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) from the usual
+initial weights, with early and late checkpoints: `early` (lowest held-out loss), `fit`, `annealed` (end of training).
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def training_row(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def costs(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Seconds by kind of cell, CPU-seconds of the training in them besides (evaluation and loading are not in those)."""
+    """Seconds by kind of cell; besides, the CPU-seconds of training in them, without evaluation and loading."""
     out: dict[str, dict[str, float]] = {}
     for kind in dict.fromkeys(r["kind"] for r in records):
         done = [r for r in records if r["kind"] == kind and r["status"] == "ok"]
@@ -390,7 +390,8 @@ def told(content: dict[str, Any]) -> list[str]:
     cost = "; ".join(f"{kind} {c['cells']} cells, {c['seconds']:.0f} s" for kind, c in content["cost"].items())
     lines = [
         f"`{content['command']}`\n",
-        f"{content['arch']}: {len(grokked)} of {len(rows)} models grokked (the tuning seeds' included){spread}. {cost}. "
+        f"{content['arch']}: {len(grokked)} of {len(rows)} models grokked (the tuning seeds' included){spread}. "
+        f"{cost}. "
         f"{content['environment']['machine']}.\n",
     ]
     if content["left_out"]:
