@@ -121,7 +121,7 @@ def _scores(column: Any) -> list[Any]:
     ]
 
 
-def _lists(column: Any) -> list[np.ndarray | None]:
+def _lists(column: Any) -> list[Any]:
     """Return the arrays a column of lists holds, None where there is none."""
     flat, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
     there = column.is_valid().to_pylist()
