@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.metrics.base import Record, Scored
 from llm_unlearn.files import write_atomic
