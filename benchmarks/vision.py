@@ -14,8 +14,7 @@ What no model reached is left out and told: a checkpoint that the tuning seeds n
 seed of the study never reached is a censored cell. Everything finished is kept: run it again to go on.
 
 `--arm published` repeats the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) from the usual
-initial weights, with its early and late checkpoints: `early` (lowest held-out loss), `fit`, and `annealed`, the end of
-training.
+initial weights, with early and late checkpoints: `early` (lowest held-out loss), `fit`, `annealed` (end of training).
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/vision.yaml"
-RESNET = ["grok.model.net.alpha=8", "grok.optim.lr=3e-3", "grok.optim.weight_decay=0.3", "grok.optim.clip=0",
-          "grok.loop.max_steps=5000"]  # fmt: skip
+RESNET = ["grok.model.net.alpha=8", "grok.optim.lr=3e-3", "grok.optim.weight_decay=0.3", "grok.loop.max_steps=5000"]
 NETS: dict[str, list[str]] = {"cnn": [], "resnet8": RESNET, "resnet14": [*RESNET, "grok.model.net.alpha=4"]}
 DATA: dict[str, list[str]] = {
     "digits": [],
@@ -236,7 +234,7 @@ def training_row(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def costs(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Seconds by kind of cell, CPU-seconds of the training in them besides (evaluation and loading not in those)."""
+    """Seconds by kind of cell; besides, the CPU-seconds of training in them, without evaluation and loading."""
     out: dict[str, dict[str, float]] = {}
     for kind in dict.fromkeys(r["kind"] for r in records):
         done = [r for r in records if r["kind"] == kind and r["status"] == "ok"]
@@ -393,7 +391,8 @@ def told(content: dict[str, Any]) -> list[str]:
     lines = [
         f"`{content['command']}`\n",
         f"{content['arch']}: {len(grokked)} of {len(rows)} models grokked (the tuning seeds' included){spread}. "
-        f"{cost}. {content['environment']['machine']}.\n",
+        f"{cost}. "
+        f"{content['environment']['machine']}.\n",
     ]
     if content["left_out"]:
         lines.append(f"No settings were found for, and so left out: {', '.join(content['left_out'])}.\n")

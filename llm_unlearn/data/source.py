@@ -75,7 +75,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     """Return the corpus a config names. Raises UserError saying what is missing or malformed, and where."""
     path = None if config.path is None else Path(config.path)
     if config.kind in IMAGES:
-        return _images(config.kind, config.image, config.path, config.seed, _state_of(path))
+        image: Any = config.image  # frozen, so it has a hash
+        return _images(config.kind, image, config.path, config.seed, _state_of(path))
     neutral = config.train_neutral and config.kind == "tofu"
     if path is not None and (path / MANIFEST).exists():
         corpus = load_corpus(path)

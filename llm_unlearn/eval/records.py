@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.metrics.base import Record, Scored
 from llm_unlearn.files import write_atomic
@@ -121,7 +119,7 @@ def _scores(column: Any) -> list[Any]:
     ]
 
 
-def _lists(column: Any) -> list[np.ndarray | None]:
+def _lists(column: Any) -> list[Any]:
     """Return the arrays a column of lists holds, None where there is none."""
     flat, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
     there = column.is_valid().to_pylist()

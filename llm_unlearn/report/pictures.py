@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.config import build_config
-from llm_unlearn.data.source import DataConfig, corpus_digest, open_corpus
+from llm_unlearn.data.source import DataConfig, open_corpus
 from llm_unlearn.errors import UserError
 from llm_unlearn.files import read_json
 from llm_unlearn.log import get_logger
@@ -35,7 +35,7 @@ def pictures(folder: Path, questions: Collection[str]) -> dict[str, str]:
     except UserError as error:
         log.warning("the report shows no images: %s", error)
         return {}
-    if corpus.kind != "image" or origin.get("data") != corpus_digest(corpus):
+    if corpus.kind != "image" or origin.get("data") != corpus.identity:
         log.warning("the report shows no images: the data is not what %s was made from any more", folder)
         return {}
     rows = {row.question: row for rows in corpus.splits.values() for row in rows}

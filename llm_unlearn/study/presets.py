@@ -30,7 +30,7 @@ VISION = {
         "data": {"kind": "digits"},
         "scenario": {"kind": "class", "size": 2, "share": 0.5},
         "model": {"net": {"arch": "cnn", "alpha": 16}},
-        "optim": {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.999], "warmup": 0},
+        "optim": {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.999], "warmup": 0, "clip": 0, "decay": "all"},
         "loop": {"max_steps": 6000, "batch_size": 100, "threads": 1},
         "watch": {"thresholds": "vision", "until": "grok"},
     },

@@ -38,7 +38,7 @@ def run(kind: str, seed: int, method: str = "ga", scenario: str = "half") -> Out
             "forget_prob": f - 0.01,
             "retain_acc": 1 - i / 10,
             "test_acc": 0.9,
-            "x_loss": 1,
+            "x": 1,
         }
         for i, f in enumerate((1.0, 2 / 3, third))
     ]
@@ -80,7 +80,7 @@ def test_what_is_shared_is_written_once(outcomes):
     content = pack(outcomes)
     places = {(o.scenario, o.checkpoint, o.seed, len(o.metrics)) for o in outcomes}
     assert len(content["places"]) == len(places) == 22
-    assert "x_loss" not in content["runs"][0]["trajectory"]
+    assert "x" not in content["runs"][0]["trajectory"]
     assert len(json.dumps(content["runs"][0])) < 500
 
 

@@ -230,7 +230,6 @@ def test_shipped_configs_can_be_planned(path):
         (["--recipe", "grok", "--processes", "7"], "does not divide among 7 processes"),
         (["--recipe", "unlearn", "model=gone/run@grok"], "gone/run"),
         (["--recipe", "finetune", "data.path=gone"], "gone"),
-        (["--recipe", "grok", "data.kind=digits", "scenario.kind=class", "scenario.size=1"], "these data are images"),
     ],
 )
 def test_wrong_use_is_one_line(argv, said, tmp_path, monkeypatch):

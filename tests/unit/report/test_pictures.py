@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from llm_unlearn.config import build_config
-from llm_unlearn.data.source import DataConfig, corpus_digest, open_corpus
+from llm_unlearn.data.source import DataConfig, open_corpus
 from llm_unlearn.report.answers import answer_rows
 from llm_unlearn.report.collect import report_data
 from llm_unlearn.report.html import render
@@ -50,7 +50,7 @@ def run(tmp_path, data, make_outcome, outcome_folder):
     results = folder / "eval-final" / "results.json"
     results.write_text(json.dumps({**json.loads(results.read_text()), "data": "image"}))
     config = json.loads((folder / "run.json").read_text())["origin"]["config"]
-    digest = corpus_digest(open_corpus(build_config(DataConfig, data)))
+    digest = open_corpus(build_config(DataConfig, data)).identity
     origin = {"config": {**config, "data": data}, "data": digest}
     (folder / "run.json").write_text(json.dumps({"kind": "unlearn", "origin": origin}))
     return replace(made, data="image")
