@@ -181,8 +181,8 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
         "censored": sorted({r["error"] for r in records if r["status"] == "censored"}),
         "errors": {r["label"]: r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed"},
         "tuned": [
-            {"checkpoint": c.checkpoint, "method": c.method, "setting": c.setting, "trials": c.trials,
-             "feasible_trials": c.feasible_trials, "score": None if c.score is None else vars(c.score)}
+            {"scenario": c.scenario, "checkpoint": c.checkpoint, "method": c.method, "setting": c.setting,
+             "trials": c.trials, "feasible_trials": c.feasible_trials, "score": None if c.score is None else vars(c.score)}
             for c in found
         ],
         "probes": probes,
@@ -206,7 +206,8 @@ def with_settings(study: Any, found: Sequence[Any], path: Path) -> tuple[Any, li
     """
     from llm_unlearn.errors import UserError
 
-    have = {(c.checkpoint, c.method) for c in found if c.setting is not None}
+    lacking = {(c.checkpoint, c.method) for c in found if c.setting is None}  # in any of the scenarios
+    have = {(c.checkpoint, c.method) for c in found} - lacking
     kinds = [kind for kind in study.checkpoints if any(k == kind for k, _ in have)]
     methods = [name for name in study.methods if all((kind, name) in have for kind in kinds)]
     if not kinds or not methods:

@@ -75,8 +75,9 @@ def test_the_published_optimiser_has_early_and_annealed_checkpoints(program):
 
 def test_what_tuning_never_reached_is_left_out(program):
     study = program.study_config(arguments(), "cnn")
-    have = [Choice(k, m, {"optim.lr": 1e-3} if k != "post" and (k, m) != ("fit", "ssd") else None, None, 1, 1)
-            for k in study.checkpoints for m in study.methods]  # fmt: skip
+    lacking = {("half", "fit", "ssd"), *((s, "post", m) for s in ("", "half") for m in study.methods)}
+    have = [Choice(s, k, m, None if (s, k, m) in lacking else {"optim.lr": 1e-3}, None, 1, 1)
+            for s in ("", "half") for k in study.checkpoints for m in study.methods]  # fmt: skip
     measured, left_out = program.with_settings(study, have, Path("tuned.yaml"))
     assert left_out == ["post", "ssd"]
     assert (measured.tuned, "post" in measured.checkpoints, "ssd" in measured.methods) == ("tuned.yaml", False, False)
