@@ -182,7 +182,8 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
         "errors": {r["label"]: r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed"},
         "tuned": [
             {"scenario": c.scenario, "checkpoint": c.checkpoint, "method": c.method, "setting": c.setting,
-             "trials": c.trials, "feasible_trials": c.feasible_trials, "score": None if c.score is None else vars(c.score)}
+             "trials": c.trials, "feasible_trials": c.feasible_trials,
+             "score": None if c.score is None else vars(c.score)}
             for c in found
         ],
         "probes": probes,
