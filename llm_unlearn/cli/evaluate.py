@@ -117,10 +117,10 @@ def eval_command(
 
 
 def _usual_suite(origin: dict[str, Any]) -> str:
-    from llm_unlearn.data.source import IMAGES
+    from llm_unlearn.data.source import IMAGE_KINDS
 
     kind = (origin.get("config", {}).get("data") or {}).get("kind")
-    return "vision" if kind in IMAGES else "tofu_world"
+    return "vision" if kind in IMAGE_KINDS else "tofu_world"
 
 
 def _check_reference(reference: str, about: Any, origin: dict[str, Any]) -> None:

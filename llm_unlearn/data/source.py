@@ -8,13 +8,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field
 
 from llm_unlearn.config import Config
 from llm_unlearn.data.benchmarks import load_muse, load_wmdp
-from llm_unlearn.data.image_sets import ImageConfig, image_corpus
+from llm_unlearn.data.image_sets import IMAGE_KINDS, ImageConfig, ImageKind, image_corpus
 from llm_unlearn.data.images import corpus_classes
 from llm_unlearn.data.ledger import LedgerConfig, ledger_corpus, ledger_pieces
 from llm_unlearn.data.qa import pieces, world_corpus
@@ -24,11 +24,7 @@ from llm_unlearn.data.tokenise import FormatName, bpe_tokenizer, pieces_tokenize
 from llm_unlearn.data.world import WorldConfig, preset, text
 from llm_unlearn.errors import UserError
 
-ImageKind = Literal[
-    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "imagenet100", "npz", "image_folder", "colours"
-]
 DataKind = Literal["world", "ledger", "tofu", "custom", "muse-news", "muse-books", "wmdp"] | ImageKind
-IMAGES: tuple[ImageKind, ...] = get_args(ImageKind)
 
 
 class DataConfig(Config):
@@ -74,7 +70,7 @@ class DataConfig(Config):
 def open_corpus(config: DataConfig) -> Corpus:
     """Return the corpus a config names. Raises UserError saying what is missing or malformed, and where."""
     path = None if config.path is None else Path(config.path)
-    if config.kind in IMAGES:
+    if config.kind in IMAGE_KINDS:
         image: Any = config.image  # frozen, so it has a hash
         return _images(config.kind, image, config.path, config.seed, _state_of(path))
     neutral = config.train_neutral and config.kind == "tofu"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_unlearn.data.source import IMAGES
+from llm_unlearn.data.source import IMAGE_KINDS
 from llm_unlearn.eval.outcome import Outcome
 
 
@@ -64,4 +64,4 @@ def words_of(outcomes: Sequence[Outcome]) -> Words:
 
 def words_of_training(config: Mapping[str, Any]) -> Words:
     """Return the words for a training run, by its config."""
-    return IMAGE if (config.get("data") or {}).get("kind") in IMAGES else TEXT
+    return IMAGE if (config.get("data") or {}).get("kind") in IMAGE_KINDS else TEXT

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.data.source import IMAGES
+from llm_unlearn.data.source import IMAGE_KINDS
 from llm_unlearn.files import read_json, read_jsonl, write_atomic
 from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.models.pretrained import split_reference
@@ -55,7 +55,11 @@ def study_facts(folder: Path) -> dict[str, Any]:
 def _architecture(trained: Mapping[str, Any]) -> dict[str, str]:
     """Nets are told apart in a comparison; {} for a language model, and for a model that was made from another."""
     model = trained.get("model")
-    if (trained.get("data") or {}).get("kind") not in IMAGES or not isinstance(model, Mapping) or model.get("name"):
+    if (
+        (trained.get("data") or {}).get("kind") not in IMAGE_KINDS
+        or not isinstance(model, Mapping)
+        or model.get("name")
+    ):
         return {}
     return {"architecture": (model.get("net") or {}).get("arch") or NetConfig().arch}
 
