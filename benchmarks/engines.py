@@ -1,5 +1,6 @@
-"""Train the same runs on one process and under DeepSpeed ZeRO-1, 2 and 3 on two (gloo, CPU), and compare losses step by
-step, final weights, and what a run does that is interrupted and resumed under the same or another engine.
+"""Train the same runs on one process and under DeepSpeed ZeRO-1, 2 and 3 on two (gloo, CPU). Compared are the losses
+step by step, the final weights (beside how far unlearning moved them), and runs that were interrupted and resumed under
+the same or another engine.
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
@@ -24,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = ["loop.batch_size=16", "loop.log_every=1", "loop.threads=1", "optim.lr=1e-3", "optim.warmup=5"]
 WORLD = ["data.kind=world", "data.preset=world12", "scenario.size=2", "model.size=nano"]
-UNLEARN = ["stop.items=8", "stop.every=20", "stop.over_forget=null"]
+UNLEARN = ["stop.items=8", "stop.every=20", "stop.until=max_steps", "stop.floor=null", "stop.collapse=null"]
 LORA = ["lora.rank=4", "loop.gradient_checkpointing=true"]
 # recipe and settings; micro_batch divides a process' share, so gradients are accumulated
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -131,7 +132,7 @@ def launch(root: Path, engine: str, *work_args: list[str], steps: int) -> float:
     return time.perf_counter() - began
 
 
-def compare(one: Path, other: Path) -> dict[str, float]:
+def compare(one: Path, other: Path) -> dict[str, Any]:
     """Return the largest relative difference of a logged value, and the largest difference of a final weight."""
     from safetensors.torch import load_file
 
@@ -140,12 +141,15 @@ def compare(one: Path, other: Path) -> dict[str, float]:
     folder = "last" if (one / "last").exists() else "final"
     weights = [load_file(run / folder / "model.safetensors") for run in (one, other)]
     assert weights[0].keys() == weights[1].keys(), (one, other)
+    start = one.parent.parent / "start" / "final" / "model.safetensors"
+    before = load_file(start) if "trajectory.jsonl" in os.listdir(one) else {}
     return {
         "steps": len(logs[0]),
         "loss_relative": max(
             abs(b["loss"] - a["loss"]) / max(abs(a["loss"]), 1e-12) for a, b in zip(*logs, strict=True)
         ),
         "weight_absolute": max(float((weights[1][n] - w).abs().max()) for n, w in weights[0].items()),
+        "moved_absolute": max((float((weights[1][n] - w).abs().max()) for n, w in before.items()), default=None),
     }
 
 

@@ -103,7 +103,7 @@ def prepare(accelerator: Any, model: nn.Module, optimizer: Any, optim: OptimConf
     alone = optimizer.state_dict()["param_groups"]
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     model, divided = accelerator.prepare(model, optimizer)
-    return model, DividedOptimizer(divided, alone, weights)
+    return model, DividedOptimizer(divided, alone, weights, accelerator.is_main_process)
 
 
 class DividedOptimizer:
@@ -114,10 +114,11 @@ class DividedOptimizer:
         divided: the optimizer that Accelerate has prepared.
         groups: `param_groups` of the torch optimizer's state dict.
         weights: its parameters, in its order.
+        keeps: whether this process is one that saves; the others only take part in gathering.
     """
 
-    def __init__(self, divided: Any, groups: list[dict[str, Any]], weights: Sequence[Tensor]) -> None:
-        self.divided, self.groups, self.weights = divided, groups, weights
+    def __init__(self, divided: Any, groups: list[dict[str, Any]], weights: Sequence[Tensor], keeps: bool) -> None:
+        self.divided, self.groups, self.weights, self.keeps = divided, groups, weights, keeps
         self.step, self.zero_grad = divided.step, divided.zero_grad
 
     @property
@@ -126,7 +127,7 @@ class DividedOptimizer:
         return self.divided.param_groups
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict, gathered to the CPU. Every process has to call it."""
+        """Return torch's state dict, gathered to the CPU of a process that keeps it. Every process has to call it."""
         states = list(self._zero.optimizer.state.values())
         if not states:
             return {"state": {}, "param_groups": self.groups}
@@ -134,10 +135,11 @@ class DividedOptimizer:
         count = {"step": states[0]["step"].cpu()} if "step" in states[0] else {}
         _link(self._zero)
         get = _deepspeed().utils.safe_get_full_optimizer_state
-        state = {
-            i: {**count, **{name: get(weight, name).to("cpu", copy=True) for name in names}}
-            for i, weight in enumerate(self.weights)
-        }
+        state = {}
+        for i, weight in enumerate(self.weights):
+            values = {name: get(weight, name) for name in names}
+            if self.keeps:
+                state[i] = {**count, **{name: value.to("cpu", copy=True) for name, value in values.items()}}
         return {"state": state, "param_groups": self.groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,7 +148,9 @@ class DividedOptimizer:
         if not each:
             return
         steps = [values["step"] for values in each.values() if "step" in values]
-        names = {name for values in each.values() for name, value in values.items() if name != "step"}
+        names = {
+            name for values in each.values() for name, value in values.items() if name != "step" and value is not None
+        }
         zero = self._zero
         flat_weights = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO-3
         for flat in zero.single_partition_of_fp32_groups if flat_weights is None else flat_weights:
@@ -165,19 +169,21 @@ class DividedOptimizer:
         return self.divided.optimizer
 
 
-def trained_weights(run: Any) -> dict[str, Tensor]:
+def trained_weights(run: Any, *, keep: bool = True) -> dict[str, Tensor]:
     """Return `models.lora.trained_state` of a run's model with whole weights, under ZeRO in fp32 and on the CPU. Every
-    process has to call it.
+    process has to call it; one that is not to `keep` them then gets none.
     """
     state = trained_state(run.lm)
     if not stage(run.accelerator):
         return state
     weights = dict(run.lm.named_parameters(remove_duplicate=False))
     get = _deepspeed().utils.safe_get_full_fp32_param
-    return {
-        name: (get(weights[name]) if name in weights else value).detach().to("cpu", copy=True)
-        for name, value in state.items()
-    }
+    gathered = {}
+    for name, value in state.items():
+        whole = get(weights[name]) if name in weights else value
+        if keep:
+            gathered[name] = whole.detach().to("cpu", copy=True)
+    return gathered
 
 
 def put_weights(run: Any, state: Mapping[str, Tensor]) -> None:

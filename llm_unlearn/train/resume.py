@@ -36,8 +36,10 @@ def save_resume(
 ) -> None:
     """Commit the run's state at its present step, then drop older states (the newest two stay)."""
     root = resume_root(out)
-    gathered = {"model": trained_weights(run), "optimizer": optimizer.state_dict()}  # by all processes together
-    if run.accelerator.is_main_process:
+    keep = run.accelerator.is_main_process
+    # by all processes together
+    gathered = {"model": trained_weights(run, keep=keep), "optimizer": optimizer.state_dict()}
+    if keep:
         state = {
             **gathered,
             "memory": {name: [part.state_dict() for part in members] for name, members in parts.items()},
