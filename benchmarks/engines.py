@@ -149,7 +149,9 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
             abs(b["loss"] - a["loss"]) / max(abs(a["loss"]), 1e-12) for a, b in zip(*logs, strict=True)
         ),
         "weight_absolute": max(float((weights[1][n] - w).abs().max()) for n, w in weights[0].items()),
-        "moved_absolute": max((float((weights[1][n] - w).abs().max()) for n, w in before.items()), default=None),
+        **(
+            {"moved_absolute": max(float((weights[1][n] - w).abs().max()) for n, w in before.items())} if before else {}
+        ),
     }
 
 
@@ -171,6 +173,7 @@ def main() -> None:
         runs = args.runs or Path(folder)
         runs.mkdir(parents=True, exist_ok=True)
         result = measure(runs, engines, cases, args.steps)
+    result = {"command": f"python benchmarks/engines.py --cases {args.cases} --steps {args.steps}", **result}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -172,7 +172,7 @@ def train(
 
     Returns the finished Run, whose `model` is the prepared one. Raises Diverged, a UserError, on a loss or gradient
     that is not finite, naming the step; if `has_result` (asked in every process) is true by then, the run ends with
-    the stop reason "diverged" instead, its weights as they were before that step.
+    the stop reason "diverged" instead, its weights as they were before that step (ZeRO in bf16 has taken it).
     """
     if loop.gradient_checkpointing:
         checkpoint_activations(model.lm)
@@ -269,12 +269,13 @@ def _before_update(
 ) -> None:
     for edit in edits:
         edit(names)
+    # DeepSpeed has stepped by now, in its backward pass, and clipped by its own config; this is its norm
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), optim.clip or math.inf)
     _refuse_non_finite(run.accelerator, total, norm, run.step)
 
 
 def _refuse_non_finite(accelerator: Any, total: Tensor, norm: Any, step: int) -> None:
-    if norm is None or accelerator.scaler is not None:  # ZeRO keeps its norm; fp16's scaler skips steps that overflow
+    if norm is None or accelerator.scaler is not None:  # fp16's scaler skips steps that overflow
         norm = torch.zeros(())
     elif hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
