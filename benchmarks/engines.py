@@ -141,18 +141,23 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     folder = "last" if (one / "last").exists() else "final"
     weights = [load_file(run / folder / "model.safetensors") for run in (one, other)]
     assert weights[0].keys() == weights[1].keys(), (one, other)
-    start = one.parent.parent / "start" / "final" / "model.safetensors"
-    before = load_file(start) if "trajectory.jsonl" in os.listdir(one) else {}
-    return {
+    found = {
         "steps": len(logs[0]),
         "loss_relative": max(
             abs(b["loss"] - a["loss"]) / max(abs(a["loss"]), 1e-12) for a, b in zip(*logs, strict=True)
         ),
-        "weight_absolute": max(float((weights[1][n] - w).abs().max()) for n, w in weights[0].items()),
-        **(
-            {"moved_absolute": max(float((weights[1][n] - w).abs().max()) for n, w in before.items())} if before else {}
-        ),
+        "weight_absolute": apart(*weights),
     }
+    if (one / "trajectory.jsonl").exists():
+        found["moved_absolute"] = apart(
+            load_file(one.parent.parent / "start" / "final" / "model.safetensors"), weights[1]
+        )
+    return found
+
+
+def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Return the largest difference of two models' weights."""
+    return max(float((b[name] - weight).abs().max()) for name, weight in a.items())
 
 
 def main() -> None:
