@@ -40,6 +40,7 @@ benchmarks: install
 	$(BIN)/python benchmarks/loop_speed.py --out benchmarks/results/loop_speed.json
 	$(BIN)/python benchmarks/kill_resume.py --out benchmarks/results/kill_resume.json
 	$(BIN)/python benchmarks/prepost.py --out benchmarks/results/prepost.json
+	$(BIN)/python benchmarks/engines.py --cases finetune,grok,npo,npo_lora,rmu --out benchmarks/results/engines.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.pretrained import build_model, load_tokenizer
 from llm_unlearn.seeding import rng, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock
+from llm_unlearn.train.engine import whole_weights
 from llm_unlearn.train.loop import join_world, train
 from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
@@ -68,6 +69,8 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     accelerator, place = join_world(config.loop, out)
     if config.sam is not None:
         check_whole_gradients("sam", "set sam=null", accelerator)
+    if config.grokfast is not None:
+        check_whole_gradients("grokfast", "set grokfast=null", accelerator)
     task = make_task(items, config, place, tokenizer.pad_token_id, model)
     origin = run_origin(config, corpus, request)
     watch = GrokWatch(
@@ -95,23 +98,24 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
         label=f"train {out.name}",
     )
     report = watch.report
-    result = {
-        "kind": "grok",
-        "stop": run.stop_reason or "max_steps",
-        "step": run.step,
-        "report": asdict(report),
-        "facts": watch.fact_counts(),
-        "origin": origin,
-        "train_items": len(items),
-        "parameters": sum(p.numel() for p in run.lm.parameters()),
-        "cost": meter.cost(run, watch),
-    }
-    if accelerator.is_main_process:
-        watch.finish()
-        publish_fit_scaled(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
-        if config.watch.until == "max_steps":
-            save_model(out / LAST, run.lm, tokenizer, {**origin, "kind": LAST, "step": run.step})
-        write_result(out, result)
+    with whole_weights(run):
+        result = {
+            "kind": "grok",
+            "stop": run.stop_reason or "max_steps",
+            "step": run.step,
+            "report": asdict(report),
+            "facts": watch.fact_counts(),
+            "origin": origin,
+            "train_items": len(items),
+            "parameters": sum(p.numel() for p in run.lm.parameters()),
+            "cost": meter.cost(run, watch),
+        }
+        if accelerator.is_main_process:
+            watch.finish()
+            publish_fit_scaled(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
+            if config.watch.until == "max_steps":
+                save_model(out / LAST, run.lm, tokenizer, {**origin, "kind": LAST, "step": run.step})
+            write_result(out, result)
     log.info("%s: %s after %d steps (t_fit %s, t_gen %s)", out, report.phase, run.step, report.t_fit, report.t_gen)
     accelerator.end_training()
     return result

@@ -30,6 +30,7 @@ from llm_unlearn.grok.facts import CLASSES
 from llm_unlearn.grok.schedule import eval_steps
 from llm_unlearn.log import JsonlLog, get_logger
 from llm_unlearn.train.checkpoint import rotate, step_dir, verify
+from llm_unlearn.train.engine import whole_weights
 from llm_unlearn.train.loop import Run
 from llm_unlearn.train.snapshot import copy_model, save_model
 
@@ -88,8 +89,10 @@ class GrokWatch:
             return
         self._evaluate(run)
         report = self.report
+        with whole_weights(run):
+            if run.accelerator.is_main_process:
+                save_model(step_dir(self.snapshots, run.step), run.lm, self.tokenizer, {"step": run.step})
         if run.accelerator.is_main_process:
-            save_model(step_dir(self.snapshots, run.step), run.lm, self.tokenizer, {"step": run.step})
             rotate(self.snapshots, needed_snapshots(self.curve, self.thresholds))
             self._publish(kinds(report), final=report.stable_at is not None)
         run.accelerator.wait_for_everyone()
@@ -166,7 +169,8 @@ class GrokWatch:
         self.curve.append(Point(run.step, line["train_acc"], held_out, line["train_loss"], line["held_out_loss"]))
         self.trained.append(self._fact_answers("train", right["train"]))
         self.inferred.append(self._fact_answers("held_out", right["held_out"]))
-        norm = float(sum(p.detach().float().pow(2).sum() for p in run.lm.parameters()) ** 0.5)
+        with whole_weights(run):
+            norm = float(sum(p.detach().float().pow(2).sum() for p in run.lm.parameters()) ** 0.5)
         if run.accelerator.is_main_process:
             if self.journal is None:
                 self.journal = JsonlLog(self.out / "curve.jsonl", keep=lambda old: old["step"] < run.step)

@@ -75,7 +75,9 @@ class AnswerModel(nn.Module):
         """
         head = self.lm.get_output_embeddings()
         limit = CACHED_LOGITS if states_NH.device.type == "cpu" else GPU_LOGITS
-        step = max(MIN_ROWS, limit // head.weight.shape[0])
+        # not the weight's own shape where there is another way: under ZeRO-3 it is empty between forward passes
+        vocabulary = head.out_features if hasattr(head, "out_features") else head.weight.shape[0]
+        step = max(MIN_ROWS, limit // vocabulary)
         for begin in range(0, len(states_NH), step):
             part = slice(begin, min(begin + step, len(states_NH)))
             yield part, head(states_NH[part])

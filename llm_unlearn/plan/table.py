@@ -11,7 +11,7 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.plan.memory import ENGINES, SPLIT, Engine, memory
 from llm_unlearn.plan.operations import step_operations
 from llm_unlearn.plan.workload import Workload, workload
-from llm_unlearn.train.loop import WHOLE_MODEL
+from llm_unlearn.train.engine import ACCEPTED
 
 ACCELERATES: dict[Engine, str] = {  # its names of the engines
     "one": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP",
@@ -77,4 +77,4 @@ def _memory(engine: Engine, work: Workload, processes: int, data: int) -> dict[s
         data=data,
         glibc=platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ,
     )
-    return {**found.to_json(), "accepted": ACCELERATES[engine] in WHOLE_MODEL}
+    return {**found.to_json(), "accepted": ACCELERATES[engine] in ACCEPTED}

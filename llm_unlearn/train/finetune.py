@@ -20,6 +20,7 @@ from llm_unlearn.models.pretrained import ModelConfig, build_model, load_tokeniz
 from llm_unlearn.seeding import derive, seed_everything
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.cost import Meter, start_clock
+from llm_unlearn.train.engine import whole_weights
 from llm_unlearn.train.loop import Callback, join_world, train
 from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
@@ -101,20 +102,21 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
         settings=flatten(config.model_dump()),
         label=f"fit {out.name}",
     )
-    check_adapters_moved(run.lm)
-    result = {
-        "kind": "finetune",
-        "stop": run.stop_reason or "epochs",
-        "steps": run.step,
-        "loss": run.loss,
-        "train_items": len(items),
-        "origin": origin,
-        "parameters": sum(p.numel() for p in run.lm.parameters()),
-        "cost": meter.cost(run),
-    }
-    if accelerator.is_main_process:
-        save_outcome(out, run.lm, tokenizer, {**origin, "kind": "fitted", "step": run.step})
-        write_result(out, result)
+    with whole_weights(run):
+        check_adapters_moved(run.lm)
+        result = {
+            "kind": "finetune",
+            "stop": run.stop_reason or "epochs",
+            "steps": run.step,
+            "loss": run.loss,
+            "train_items": len(items),
+            "origin": origin,
+            "parameters": sum(p.numel() for p in run.lm.parameters()),
+            "cost": meter.cost(run),
+        }
+        if accelerator.is_main_process:
+            save_outcome(out, run.lm, tokenizer, {**origin, "kind": "fitted", "step": run.step})
+            write_result(out, result)
     log.info("%s: loss %.4f after %d steps", out, run.loss, run.step)
     accelerator.end_training()
     return result

@@ -24,17 +24,17 @@ from llm_unlearn.log import JsonlLog, get_logger, progress
 from llm_unlearn.models.causal import AnswerModel
 from llm_unlearn.models.checkpointing import checkpoint_activations
 from llm_unlearn.train.config import LoopConfig, OptimConfig
+from llm_unlearn.train.engine import check_engine, prepare, process_group, stage
 from llm_unlearn.train.lock import locked
 from llm_unlearn.train.optimizer import make_optimizer
 from llm_unlearn.train.resume import load_resume, save_resume
 from llm_unlearn.train.schedule import lr_factor
 from llm_unlearn.train.tasks import Place, n_micro_batches
+from llm_unlearn.train.whole import check_whole_gradients
 from llm_unlearn.train.world import world_size
 
 log = get_logger(__name__)
 GradientEdit = Callable[[Sequence[tuple[str, Tensor]]], None]
-# engines under which every process holds the whole model and whole gradients: one of them can save it
-WHOLE_MODEL = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 class Task(Protocol):
@@ -123,9 +123,7 @@ def make_accelerator(
     `unused_parameters` says that no forward pass of a step reaches some of the trained weights, which several processes
     have to know in advance.
 
-    Raises UserError for an engine that shards the model, a tracker that is not installed, and when a launcher announced
-    more processes than Accelerate joined: on CPU `accelerate launch` can otherwise end in several independent trainings
-    that all exit 0.
+    Raises UserError as `check_engine` does, and for a tracker that is not installed.
     """
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
@@ -144,20 +142,9 @@ def make_accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=n_micro, sync_with_dataloader=False),
         log_with=None if loop.tracker == "none" else loop.tracker,
         project_dir=None if out is None else str(out),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters), *process_group()],
     )
-    if (engine := accelerator.distributed_type.value) not in WHOLE_MODEL:
-        raise UserError(
-            f"the launcher chose {engine}, under which a run cannot be saved; launch without it: one process, or plain "
-            "data parallel with accelerate launch --multi_gpu"
-        )
-    asked = world_size()
-    if accelerator.num_processes != asked:
-        raise UserError(
-            f"the launcher started {asked} processes but Accelerate joined {accelerator.num_processes} "
-            f"({accelerator.distributed_type}); on CPU launch with ACCELERATE_USE_CPU=true accelerate launch "
-            f"--multi_gpu --num_processes {asked}"
-        )
+    check_engine(accelerator, loop)
     return accelerator
 
 
@@ -186,12 +173,14 @@ def train(
 
     Returns the finished Run, whose `model` is the prepared one. Raises Diverged, a UserError, on a loss or gradient
     that is not finite, naming the step; if `has_result` (asked in every process) is true by then, the run ends with
-    the stop reason "diverged" instead, its weights as they were before that step.
+    the stop reason "diverged" instead, its weights as they were before that step (ZeRO in bf16 has taken it).
     """
     if loop.gradient_checkpointing:
         checkpoint_activations(model.lm)
+    if stage(accelerator) and (gradient_edits or isinstance(task, FillsGradients)):
+        check_whole_gradients("what is done to gradients here", "leave it out", accelerator)
     optimizer = make_optimizer(model, optim)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer, optim, loop)
     run = Run(model, accelerator, out, loop.max_steps)
     with locked(out if accelerator.is_main_process else None):
         parts = {
@@ -281,12 +270,13 @@ def _before_update(
 ) -> None:
     for edit in edits:
         edit(names)
+    # DeepSpeed has stepped by now, in its backward pass, and clipped by its own config; this is its norm
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), optim.clip or math.inf)
     _refuse_non_finite(run.accelerator, total, norm, run.step)
 
 
 def _refuse_non_finite(accelerator: Any, total: Tensor, norm: Any, step: int) -> None:
-    if norm is None or accelerator.scaler is not None:  # ZeRO keeps its norm; fp16's scaler skips steps that overflow
+    if norm is None or accelerator.scaler is not None:  # fp16's scaler skips steps that overflow
         norm = torch.zeros(())
     elif hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from llm_unlearn.errors import UserError
-from llm_unlearn.models.lora import load_trained_state, trained_state
 from llm_unlearn.train.checkpoint import clean_staging, commit, newest_valid, rotate, step_dir, verify
+from llm_unlearn.train.engine import put_weights, trained_weights
 from llm_unlearn.train.origin import check_made_from
 from llm_unlearn.train.statefile import load_state, save_state
 
@@ -36,10 +36,12 @@ def save_resume(
 ) -> None:
     """Commit the run's state at its present step, then drop older states (the newest two stay)."""
     root = resume_root(out)
-    if run.accelerator.is_main_process:
+    keep = run.accelerator.is_main_process
+    # by all processes together
+    gathered = {"model": trained_weights(run, keep=keep), "optimizer": optimizer.state_dict()}
+    if keep:
         state = {
-            "model": trained_state(run.lm),
-            "optimizer": optimizer.state_dict(),
+            **gathered,
             "memory": {name: [part.state_dict() for part in members] for name, members in parts.items()},
             "rng": _random_state(),
             **{name: getattr(run, name) for name in RUN_FIELDS},
@@ -83,7 +85,7 @@ def load_resume(
             "remove the folder"
         )
     state = load_state(folder / "state.safetensors")
-    load_trained_state(run.lm, state["model"])
+    put_weights(run, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     for name, members in parts.items():
         for part, remembered in zip(members, state["memory"][name], strict=True):

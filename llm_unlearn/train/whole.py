@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.errors import UserError
-from llm_unlearn.train.loop import WHOLE_MODEL
+from llm_unlearn.train.engine import WHOLE_MODEL, engine_name
 
 
 def check_whole_gradients(what: str, cure: str, accelerator: Any) -> None:
     """Refuse a run whose gradients are not whole, or are scaled, when `what` reads them. Raises UserError."""
-    engine = accelerator.distributed_type.value
-    if engine not in WHOLE_MODEL:
+    if accelerator.distributed_type.value not in WHOLE_MODEL:
         raise UserError(
-            f"{what} needs whole gradients, and {engine} shards them; launch with one process or plain data parallel, "
-            f"or {cure}"
+            f"{what} needs whole gradients, and {engine_name(accelerator)} divides them; launch with one process or "
+            f"plain data parallel, or {cure}"
         )
     if accelerator.mixed_precision == "fp16":
         raise UserError(

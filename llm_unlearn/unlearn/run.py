@@ -21,6 +21,7 @@ from llm_unlearn.models.pretrained import (
 )
 from llm_unlearn.seeding import derive, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock
+from llm_unlearn.train.engine import whole_weights
 from llm_unlearn.train.loop import Callback, Run, join_world, train
 from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, gold_kind, run_origin
@@ -34,7 +35,7 @@ from llm_unlearn.unlearn.objective import Items, UnlearnTask, make_objective, re
 from llm_unlearn.unlearn.prepare import draw_items, level_of, watched_items
 from llm_unlearn.unlearn.start import Start, open_start
 from llm_unlearn.unlearn.stopping import UnlearnWatch
-from llm_unlearn.unlearn.wrapped import WrappedTask, check_engine, choose_wrapper
+from llm_unlearn.unlearn.wrapped import WrappedTask, check_divided, check_engine, choose_wrapper
 
 log = get_logger(__name__)
 
@@ -75,6 +76,7 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
     accelerator, place = join_world(config.loop, out, unused_parameters=not reads_logits(config.method))
     if wrapper is not None:
         check_engine(wrapper, accelerator)
+    check_divided(config, accelerator)
     # on the device at once: the reference's log-probabilities are computed before the loop starts
     model = answer_model(add_lora(lm, config.lora) if config.lora else lm).to(accelerator.device)
     level = level_of(config, start, tokenizer, model)
@@ -93,9 +95,9 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
     items = draw_items(config, start, model, tokenizer)
     job = _Job(config, model, items, watch, place, tokenizer.pad_token_id, clock, callbacks, shared)
     run, meter, told = (_edit if editing else _train)(job)
-    cost = meter.cost(run, watch, config.gold)
+    with whole_weights(run):
+        cost = meter.cost(run, watch, config.gold)
     kept = watch.keep_best(run)
-    check_adapters_moved(run.lm)
     origin = _origin(config, start, kept)
     result = {
         "kind": "unlearn",
@@ -114,9 +116,11 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
         "origin": origin,
         "cost": cost,
     }
-    if accelerator.is_main_process:
-        save_outcome(out, run.lm, tokenizer, origin)
-        write_result(out, result)
+    with whole_weights(run):
+        check_adapters_moved(run.lm)
+        if accelerator.is_main_process:
+            save_outcome(out, run.lm, tokenizer, origin)
+            write_result(out, result)
     log.info("%s: kept step %d of %d (%s): %s", out, kept, run.step, result["stop"], watch.told(kept))
     accelerator.end_training()
     return result

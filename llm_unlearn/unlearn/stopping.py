@@ -14,7 +14,7 @@ from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged
 from llm_unlearn.eval.scoring import padded_tokens, quick_scores
 from llm_unlearn.log import JsonlLog, get_logger
-from llm_unlearn.models.lora import load_trained_state, trained_state
+from llm_unlearn.train.engine import put_weights, trained_weights
 from llm_unlearn.train.loop import Run
 from llm_unlearn.unlearn.config import StopConfig
 
@@ -135,7 +135,7 @@ class UnlearnWatch:
         self._raise_alarms(line)
         if self.stop.keep == "best" and self._improves(line):
             self.best_step = run.step
-            self.best = {name: value.detach().cpu().clone() for name, value in trained_state(run.lm).items()}
+            self.best = {name: value.detach().cpu().clone() for name, value in trained_weights(run).items()}
         run.stop_reason = stop_reason(line, self.lines[0], self.level, self.stop) or run.stop_reason
 
     def has_result(self) -> bool:
@@ -146,7 +146,7 @@ class UnlearnWatch:
         """Put the kept step's weights into the model and return that step."""
         if self.best is None:
             return run.step
-        load_trained_state(run.lm, self.best)
+        put_weights(run, self.best)
         return self.best_step
 
     def line(self, step: int) -> Line | None:
@@ -192,6 +192,11 @@ class UnlearnWatch:
             line[f"{name}_acc"], line[f"{name}_loss"], line[f"{name}_prob"] = quick_scores(run.answer_model, items)
             self.tokens += padded_tokens(items)
         self.seconds += time.perf_counter() - started
+        if run.accelerator.num_processes > 1:
+            # scores differ in the last bits from process to process, and all of them decide what is kept together
+            from accelerate.utils import broadcast_object_list
+
+            line = broadcast_object_list([line])[0]
         return line
 
     def _raise_alarms(self, line: dict[str, float]) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor
 from llm_unlearn.data.batches import collate
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.gradients import GRADIENTS, check_gradient
-from llm_unlearn.methods.terms import RETAIN_TERMS
+from llm_unlearn.methods.table import METHODS
+from llm_unlearn.methods.terms import MASKS, RETAIN_TERMS
+from llm_unlearn.train.engine import engine_name, stage
 from llm_unlearn.train.loop import Run
 from llm_unlearn.train.whole import check_whole_gradients, same_draws, shifted
-from llm_unlearn.unlearn.config import MethodConfig
-from llm_unlearn.unlearn.objective import Objective, Part, UnlearnTask, resolve_method
+from llm_unlearn.unlearn.config import MethodConfig, UnlearnConfig
+from llm_unlearn.unlearn.objective import Objective, Part, UnlearnTask, reads_logits, resolve_method
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,25 @@ def choose_wrapper(config: MethodConfig) -> Wrapper | None:
 def check_engine(wrapper: Wrapper, accelerator: Any) -> None:
     """Refuse a run whose gradients are not whole, or are scaled, when the wrapper reads them."""
     check_whole_gradients(f"method.gradient={wrapper.name}", "set method.gradient=none", accelerator)
+
+
+def check_divided(config: UnlearnConfig, accelerator: Any) -> None:
+    """Refuse what cannot be had under an engine that divides gradients or weights: masks, edits, and weight decay of
+    layers that have no gradient. Raises UserError.
+    """
+    if not stage(accelerator):
+        return
+    method = METHODS[config.method.name]
+    mask = method.mask if config.method.mask is None else config.method.mask
+    if mask is not None and MASKS[mask].fn is not None:
+        check_whole_gradients(f"method.mask={mask}", "set method.mask=none", accelerator)
+    if method.kind == "edit":
+        check_whole_gradients(f"method '{method.name}'", "choose a method with a loss", accelerator)
+    if config.optim.weight_decay and not reads_logits(config.method):
+        raise UserError(
+            f"method '{method.name}' reads a hidden state, and {engine_name(accelerator)} lets the layers above it "
+            "decay, which otherwise stay as they are; set optim.weight_decay=0"
+        )
 
 
 class WrappedTask(UnlearnTask):

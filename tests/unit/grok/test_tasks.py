@@ -286,13 +286,17 @@ def test_sam_runs_in_the_precision_asked_for(other_precision):
 @pytest.mark.parametrize(
     ("engine", "precision", "said"),
     [
-        ("FSDP", "no", "sam needs whole gradients, and FSDP shards them"),
-        ("DEEPSPEED", "no", "sam needs whole gradients, and DEEPSPEED shards them"),
+        ("FSDP", "no", "sam needs whole gradients, and FSDP divides them"),
+        ("DEEPSPEED", "no", "sam needs whole gradients, and ZeRO-2 divides them"),
         ("NO", "fp16", "sam with loop.precision=fp16"),
     ],
 )
 def test_engines_without_whole_gradients_are_refused(engine, precision, said):
-    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value=engine), mixed_precision=precision)
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
+    accelerator = SimpleNamespace(
+        distributed_type=SimpleNamespace(value=engine), mixed_precision=precision,
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+    )  # fmt: skip
     with pytest.raises(UserError, match=said) as caught:
         check_whole_gradients("sam", "set sam=null", accelerator)
     assert "\n" not in str(caught.value)

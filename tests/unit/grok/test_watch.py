@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from llm_unlearn.data.source import DataConfig, open_corpus
 from llm_unlearn.data.splits import Scenario
@@ -48,7 +49,9 @@ class Play:
         self.watch = GrokWatch(WatchConfig(first=10, until=until), 200, probes, out, tokenizer, {"who": "test"})
         self.run = SimpleNamespace(
             step=0, model=self, answer_model=self, lm=lm, seconds=0.0, stop_reason=None,
-            accelerator=SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None),
+            accelerator=SimpleNamespace(
+                is_main_process=True, wait_for_everyone=lambda: None, distributed_type=DistributedType.NO
+            ),
         )  # fmt: skip
         monkeypatch.setattr(module, "score_answers", lambda model, items: model.scores(items))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,7 +146,7 @@ class Play:
     def __init__(self, monkeypatch, forget, retain, every=1) -> None:
         self.forget, self.retain, self.every = forget, retain, every
         self.weight = torch.nn.Linear(1, 1, bias=False)
-        accelerator = SimpleNamespace(is_main_process=True)
+        accelerator = SimpleNamespace(is_main_process=True, num_processes=1, distributed_type=DistributedType.NO)
         self.run = SimpleNamespace(
             step=0,
             max_steps=(len(forget) - 1) * every,

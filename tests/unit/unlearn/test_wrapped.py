@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
+from llm_unlearn.config import load_config
 from llm_unlearn.errors import UserError
 from llm_unlearn.methods.gradients import GRADIENTS, check_gradient
 from llm_unlearn.methods.needs import needs
@@ -19,9 +21,9 @@ from llm_unlearn.models.lora import LoraConfig, add_lora
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.loop import make_accelerator, train
 from llm_unlearn.train.tasks import Place
-from llm_unlearn.unlearn.config import MethodConfig
+from llm_unlearn.unlearn.config import MethodConfig, UnlearnConfig
 from llm_unlearn.unlearn.objective import UnlearnTask, make_objective
-from llm_unlearn.unlearn.wrapped import StepGradients, WrappedTask, Wrapper, check_engine, choose_wrapper
+from llm_unlearn.unlearn.wrapped import StepGradients, WrappedTask, Wrapper, check_divided, check_engine, choose_wrapper
 
 NAMES = list(GRADIENTS)
 BOTH = [name for name, m in METHODS.items() if m.kind == "loss" and {"retain"} < needs(m) and m.rule != "turns"]
@@ -224,11 +226,41 @@ def test_what_does_not_fit_is_refused(config, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
-def test_sharded_gradients_are_refused(engine):
-    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value=engine), mixed_precision="no")
-    with pytest.raises(UserError, match=f"method.gradient=sam needs whole gradients, and {engine} shards them"):
-        check_engine(Wrapper("sam", {}), accelerator)
+def zero(stage: int) -> SimpleNamespace:
+    """An accelerator under DeepSpeed."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
+    return SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED, mixed_precision="no", state=SimpleNamespace(deepspeed_plugin=plugin)
+    )
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_divided_gradients_are_refused(stage):
+    said = f"method.gradient=sam needs whole gradients, and ZeRO-{stage} divides them.*set method.gradient=none"
+    with pytest.raises(UserError, match=said):
+        check_engine(Wrapper("sam", {}), zero(stage))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method.name=salun"], "method.mask=saliency needs whole gradients, and ZeRO-3.*set method.mask=none"),
+        (["method.name=npo", "method.mask=saliency"], "method.mask=saliency needs whole gradients"),
+        (["method.name=ssd"], "method 'ssd' needs whole gradients, and ZeRO-3.*choose a method with a loss"),
+        (["method.name=rmu"], "ZeRO-3 lets the layers above it decay.*set optim.weight_decay=0"),
+    ],
+)
+def test_what_cannot_be_had_under_zero_is_refused(overrides, said):
+    config = load_config(UnlearnConfig, None, ["model=m", *overrides])
+    with pytest.raises(UserError, match=said) as caught:
+        check_divided(config, zero(3))
+    assert "\n" not in str(caught.value)
+    check_divided(config, SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+
+
+@pytest.mark.parametrize("overrides", [["method.name=npo"], ["method.name=rmu", "optim.weight_decay=0"]])
+def test_what_can_be_had_under_zero_is_not_refused(overrides):
+    check_divided(load_config(UnlearnConfig, None, ["model=m", *overrides]), zero(3))
 
 
 def test_scaled_gradients_are_refused():
