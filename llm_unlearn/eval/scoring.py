@@ -14,6 +14,7 @@ from llm_unlearn.data.batches import collate, length_sorted
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged
 from llm_unlearn.eval.metrics.base import Scored
+from llm_unlearn.interrupt import end_if_asked
 from llm_unlearn.methods.losses import nll, token_logprobs
 from llm_unlearn.models.causal import AnswerModel
 
@@ -38,13 +39,14 @@ def score_answers(
         max_tokens: largest padded batch.
         vocabulary: also take mean and variance of log p over the vocabulary.
 
-    Raises Diverged when the model's output is NaN.
+    Raises Diverged when the model's output is NaN, Interrupted as `end_if_asked`.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     out: list[Scored | None] = [None] * len(items)
     for group in length_sorted(items, max_tokens):
+        end_if_asked()
         members = [items[i] for i in group]
         batch = collate(members).to(device)
         if model.plain_head:
