@@ -22,11 +22,12 @@ def world_size() -> int:
 
 
 def end_with_launcher() -> None:
-    """Have the kernel send SIGTERM when the launcher dies: torchrun's processes would train on, their folder locked.
+    """Have the kernel send SIGTERM when the launcher dies: its processes would train on, their folder locked.
 
-    Linux only. Without a launcher of several processes nothing is done, since a shell may go while its program stays.
+    Linux only. Without a launcher nothing is done, since a shell may go while its program stays.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    # torchrun's mark, and that of `accelerate launch`
+    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys() and sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
