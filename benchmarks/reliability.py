@@ -111,15 +111,17 @@ ROWS = (
     ),
     Row(
         "T14", "statistics: level under the null, coverage with clusters", "false positives 5 +-2 %, coverage 93-97 %",
-        "naive test with clusters: 20-48 % false positives", tests=("tests/unit/test_stats.py -k 'cover or level or power'",),
+        "naive test with clusters: 20-48 % false positives",
+        tests=("tests/unit/test_stats.py -k 'cover or level or power'",),
     ),
     Row(
         "T15", "a long run of tiny steps with 200 states saved",
         "1e5 steps: memory +<5 %, open files constant, step time +<10 %", "", 1, stress.many_steps,
     ),
     Row(
-        "T16", "500 cells, every tenth try crashes, the runner killed twice", "500 unique results, only missing ones run",
-        "", 1, stress.five_hundred_cells, note="the cells' work is a stand-in",
+        "T16", "500 cells, every tenth try crashes, the runner killed twice",
+        "500 unique results, only missing ones run", "", 1, stress.five_hundred_cells,
+        note="the cells' work is a stand-in",
     ),
     Row(
         "T17", "any file of the newest state cut off or one bit flipped at a random place",
@@ -127,7 +129,7 @@ ROWS = (
     ),
     Row(
         "T18", "bad inputs", "one line, exit code 2, nothing written", "90-150 lines; silent for seven of them",
-        tests=("tests/reliability/test_bad_data.py tests/reliability/test_bad_evaluation.py tests/reliability/test_bad_use.py",),
+        tests=tuple(f"tests/reliability/test_bad_{name}.py" for name in ("data", "evaluation", "use")),
         note="which of the 56 listed inputs is tried where: below",
     ),
 )  # fmt: skip
@@ -148,7 +150,8 @@ def measure(row: Row, n: int, bench: Bench, path: Path, steps: int) -> None:
         result = row.trial(bench, k, steps) if row.name == "T15" else row.trial(bench, k)
         mine["trials"].append(result)
         mine |= {
-            "passed": sum(t["passed"] for t in mine["trials"]), "of": len(mine["trials"]), "date": time.strftime("%Y-%m-%d"),
+            "passed": sum(t["passed"] for t in mine["trials"]), "of": len(mine["trials"]),
+            "date": time.strftime("%Y-%m-%d"),
             "seconds": round(mine.get("seconds", 0) + time.time() - started, 1), "environment": environment(),
             "command": f"benchmarks/reliability.py --rows {row.name} --trials {len(mine['trials'])}"
             + (f" --steps {steps}" if row.name == "T15" else ""),
@@ -197,10 +200,8 @@ def table(found: dict[str, Any]) -> str:
             unit = " tests" if mine.get("unit") else ""
             here = f"**{mine['passed']}/{mine['of']}**{unit}, {mine['date']}{_more(row.name, mine)}"
             command = f"`python {mine['command']}`"
-        lines.append(
-            f"| {row.name} | {row.what}{f' ({row.note})' if row.note else ''} | {row.bar} | {row.stock or '-'} | {here} | "
-            f"{command} |"
-        )
+        what = f"{row.what} ({row.note})" if row.note else row.what
+        lines.append(f"| {row.name} | {what} | {row.bar} | {row.stock or '-'} | {here} | {command} |")
     lines += [f"| {name} | {why} | | | not run | |" for name, why in NOT_RUN.items()]
     machines = sorted(
         {f"{mine['environment']['machine']}, {mine['environment']['cores']} cores" for mine in found.values()}
@@ -215,7 +216,8 @@ def _more(name: str, mine: dict[str, Any]) -> str:
         saved = [t["saved_after_s"] for t in tried if t["saved_after_s"] is not None]
         return f"; saved after at most {max(saved)} s" if saved else ""
     if name == "T2":
-        return f"; {sum(t['killed'] for t in tried)} of them died in the save; at most {max(t['steps_lost'] for t in tried)} steps (1 interval = 7) lost"
+        lost = max(t["steps_lost"] for t in tried)
+        return f"; {sum(t['killed'] for t in tried)} died in the save; at most {lost} steps lost, of an interval of 7"
     if name == "T11":
         return "; " + ", ".join(f"{t['fault']} {max(t['ended_after_s'])} s" for t in tried if all(t["ended_after_s"]))
     if name == "T15" and tried and "rss_growth" in tried[-1]:

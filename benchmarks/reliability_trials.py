@@ -339,10 +339,11 @@ def signalled(bench: Bench, k: int) -> dict[str, Any]:
     same, _ = bench.finishes(job, out)
     # by its default action a process that has nothing to save yet ends at once: a shell sees the same number
     right = code == 128 + signum or (moment == "start-up" and code == -signum)
-    soon = ended - float(sent.read_text()) <= 5 + step_seconds(bench, job)
+    took = ended - float(sent.read_text())
+    soon = took <= 5 + step_seconds(bench, job)
     return {
         "passed": bool(right and kept and same and soon), "moment": moment, "job": job, "code": code, "same": same,
-        "saved_after_s": None if saved is None else round(saved, 2), "ended_after_s": round(ended - float(sent.read_text()), 2),
+        "saved_after_s": None if saved is None else round(saved, 2), "ended_after_s": round(took, 2),
     }  # fmt: skip
 
 
