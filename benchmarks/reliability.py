@@ -70,7 +70,7 @@ ROWS = (
         50, trials.signalled, note="one process; one of two processes: tests/reliability/test_signals.py",
     ),
     Row(
-        "T5", "disk full at a random point (tmpfs), every fifth trial read-only, then room again",
+        "T5", "disk full at a random point (tmpfs), then room again",
         "one line naming the path, non-zero exit, no partial folder, resumes: 20/20",
         "32 lines without the word disk; the half checkpoint is picked", 20, trials.disk_full,
     ),
@@ -102,7 +102,7 @@ ROWS = (
     Row(
         "T11", "two nodes (network namespaces): process killed, launcher killed, link cut, one process asked to end",
         "nothing alive and non-zero exit within timeout + 30 s, a rank named", "partition: a launcher hung for 635 s",
-        4, stress.two_node_fault, note="static rendezvous, gloo, loop.timeout_s=20, launched through bounded.sh",
+        4, stress.two_node_fault, note="gloo, static rendezvous, loop.timeout_s=20, launched through bounded.sh",
     ),
     Row(
         "T13", "16 processes write one store, 5 killed", "0 acknowledged lost, 0 torn, 0 doubled",

@@ -53,7 +53,7 @@ def test_processes_wait_for_each_other_as_long_as_the_config_says():
 
 PARENT = """
 import os, subprocess, sys
-code = "import sys; from llm_unlearn.train import world; world.end_with_launcher(); print(1, flush=True); sys.stdin.read()"
+code = "import sys; from llm_unlearn.train import world as w; w.end_with_launcher(); print(flush=1); sys.stdin.read()"
 child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)
