@@ -52,11 +52,11 @@ def gather_cases(bench: Bench, k: int) -> dict[str, Any]:
         mine = list(Shard(rank, size).mine(rows))
         longest = max((items[i].n_inputs for i in mine), default=1)
         scored = score_answers(model, [items[i] for i in mine], max_tokens=batch * longest)
-        parts.append([make_record(j, scored=s) for j, s in enumerate(scored)])
+        parts.append([make_record(j, logp=s.logp) for j, s in enumerate(scored)])
     shard = Shard(0, size)
     object.__setattr__(shard, "gather", lambda _mine: parts)
     records = shard.gather_records(parts[0], n)
-    found = [float(np.mean(r.logp)) for r in records]
+    found = [float(r.scored.logp.mean()) for r in records]
     error = max(abs(a - b) for a, b in zip(found, truth, strict=False))
     return {"passed": len(records) == n and error <= 1e-5, "rows": n, "processes": size, "batch": batch, "error": error}
 
@@ -193,14 +193,14 @@ def many_steps(bench: Bench, k: int, steps: int = 100_000) -> dict[str, Any]:
     report = bench.folder / "long.json"
 
     def work() -> None:
-        from llm_unlearn.data.tokenise import Item
+        from llm_unlearn.data.tokenise import Encoded
         from llm_unlearn.models.causal import AnswerModel
         from llm_unlearn.models.tiny import TinyConfig, build_tiny
         from llm_unlearn.train.config import LoopConfig, OptimConfig
         from llm_unlearn.train.loop import make_accelerator, train
         from llm_unlearn.train.tasks import FitTask, Place
 
-        items = [Item(np.array([1, 3 + i, 4, 2], dtype=np.int64), 2, True) for i in range(8)]
+        items = [Encoded(np.array([1, 3 + i, 4, 2], dtype=np.int64), 2, True) for i in range(8)]
         model = AnswerModel(build_tiny(TinyConfig(hidden=8, layers=1, heads=1, ff=8), 16, 2, 0))
         config = LoopConfig(max_steps=steps, batch_size=2, save_every=max(1, steps // 200), log_every=50, threads=1)
         look = _Look(steps)
