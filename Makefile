@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # the shipped fixtures are small: one thread is fastest, and reruns are bit-identical
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install quickstart test check lint format benchmarks clean
+.PHONY: install quickstart test check lint format benchmarks reliability clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ benchmarks: install
 	$(BIN)/python benchmarks/kill_resume.py --out benchmarks/results/kill_resume.json
 	$(BIN)/python benchmarks/prepost.py --out benchmarks/results/prepost.json
 	$(BIN)/python benchmarks/engines.py --cases finetune,grok,npo,npo_lora,rmu --out benchmarks/results/engines.json
+
+# hours; goes on where it was stopped. Root for the rows with a small disk and with two nodes
+reliability: install
+	$(BIN)/python benchmarks/reliability.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

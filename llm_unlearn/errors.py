@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: what, where, how to fix. Programs exit with 2."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end, and what was under way is saved. Like KeyboardInterrupt no error, so that what
+    handles errors lets it pass. Programs exit with `code`: 143 after SIGTERM, 138 after SIGUSR1.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = int(signum)
+        self.code = 128 + self.signum
 
 
 class Diverged(UserError):
@@ -24,7 +36,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a program's main function; turn a UserError into one line on stderr and exit code 2, Ctrl-C into one and 130.
+    """Run a program's main function; turn a UserError into one line on stderr and exit code 2, Ctrl-C into one and 130,
+    a signal that asked to end into one and 128 + its number.
 
     `LLM_UNLEARN_DEBUG=1` lets the traceback through.
     """
@@ -38,6 +51,11 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except Interrupted as error:
+        signal.signal(error.signum, signal.SIG_IGN)  # sent again it changes nothing: the process is ending
+        name = signal.Signals(error.signum).name
+        print(f"ended by {name}; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        sys.exit(error.code)
     finally:
         _leave_process_group()
 

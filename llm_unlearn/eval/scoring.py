@@ -14,6 +14,7 @@ from llm_unlearn.data.batches import Batch, collate, length_sorted
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged
 from llm_unlearn.eval.metrics.base import Scored
+from llm_unlearn.interrupt import end_if_asked
 from llm_unlearn.methods.losses import nll, token_logprobs
 from llm_unlearn.models.causal import AnswerModel
 
@@ -38,7 +39,7 @@ def score_answers(
         max_tokens: largest padded batch.
         vocabulary: also take mean and variance of log p over the vocabulary.
 
-    Raises Diverged when the model's output is NaN.
+    Raises Diverged when the model's output is NaN, Interrupted as `end_if_asked`.
     """
     out: list[Scored | None] = [None] * len(items)
     for group, members, batch in _passes(model, items, max_tokens):
@@ -57,11 +58,14 @@ def score_answers(
 def _passes(
     model: AnswerModel, items: Sequence[Item], max_tokens: int
 ) -> Iterator[tuple[list[int], list[Item], Batch]]:
-    """Yield padded batches with their items and those items' numbers, the model in eval mode meanwhile."""
+    """Yield padded batches with their items and those items' numbers, the model in eval mode meanwhile. Raises
+    Interrupted as `end_if_asked`.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     for group in length_sorted(items, max_tokens):
+        end_if_asked()
         members = [items[i] for i in group]
         yield group, members, collate(members).to(device)
     model.train(was_training)

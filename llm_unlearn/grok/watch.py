@@ -158,12 +158,13 @@ class GrokWatch:
         line: dict[str, Any] = {"step": run.step}
         right: dict[str, np.ndarray] = {}
         started = time.perf_counter()
-        for name, probe in self.probes.items():
-            scored = score_answers(run.answer_model, probe.items)
+        with run.interruptible():
+            scores = {name: score_answers(run.answer_model, probe.items) for name, probe in self.probes.items()}
+        for name, scored in scores.items():
             right[name] = np.array([s.hit.all() for s in scored])
             line[f"{name}_acc"] = float(right[name].mean())
             line[f"{name}_loss"] = -float(np.concatenate([s.logp for s in scored]).mean())
-            self.tokens += padded_tokens(probe.items)
+            self.tokens += padded_tokens(self.probes[name].items)
         self.seconds += time.perf_counter() - started
         held_out = normalise(line["held_out_acc"], self.probes["held_out"].chance)
         self.curve.append(Point(run.step, line["train_acc"], held_out, line["train_loss"], line["held_out_loss"]))

@@ -14,11 +14,14 @@ from llm_unlearn.config import Config, digest
 from llm_unlearn.data.images import CLASSES_FILE, Classes
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_bytes, sha256_file
+from llm_unlearn.log import get_logger
 from llm_unlearn.models.adapter import base_of, is_adapter, merge_adapter
 from llm_unlearn.models.image_model import MODEL_TYPE, ImageClassifier, build_classifier, check_classes
 from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.models.lora import LoraConfig, add_lora
 from llm_unlearn.models.tiny import SIZES, TinyConfig, build_tiny
+
+log = get_logger(__name__)
 
 DType = Literal["float32", "bfloat16", "float16"]
 TOKENIZER_FILES = (
@@ -204,6 +207,8 @@ def load_checked(loader: Any, name: str, dtype: DType) -> Any:
             f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[0]}); it would run with "
             "random ones"
         )
+    if extra := sorted(info["unexpected_keys"]):
+        log.warning("%s: %d weights are none of this model's and were left out (first: %s)", name, len(extra), extra[0])
     bad = [
         key
         for key, tensor in lm.state_dict().items()

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
-from llm_unlearn.errors import UserError
+from llm_unlearn.errors import Interrupted, UserError
+from llm_unlearn.interrupt import noted, seen
 from llm_unlearn.log import progress, setup
 from llm_unlearn.study.cells import check_ready, run_cell
 from llm_unlearn.study.matrix import Cell
@@ -26,6 +28,9 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
 
     A cell that waits for a failed one is not started. Killing the runner loses at most the running cells' last seconds,
     since its processes end with it: call it again. Raises UserError as `check_ready`, before anything starts.
+
+    A signal that asks to end (see `llm_unlearn.interrupt`) is passed on to the processes: their trainings save,
+    anything else ends at once; then Interrupted is raised.
     """
     check_ready(cells)
     store = Store(study)
@@ -35,9 +40,11 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
     total = sum(_weight(c) for c in cells)
     context = multiprocessing.get_context("spawn")
     with (
+        noted(),
         ProcessPoolExecutor(
             max_workers=jobs, mp_context=context, initializer=_prepare, initargs=(os.getpid(),)
         ) as pool,
+        _ended_together(),
         progress(total, "study", "unit") as bar,
     ):
         while waiting or running:
@@ -49,6 +56,8 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
             if not running:
                 break  # what is left waits for something that failed
             finished, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            if signum := seen():
+                raise Interrupted(signum)
             for future in finished:
                 cell = running.pop(future)
                 ended[cell.id] = _result(future, cell)
@@ -56,6 +65,17 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
             bar.update(done + sum(_partly(c) for c in running.values()), "; ".join(_now(c) for c in running.values()))
     statuses = list(ended.values()) + ["waiting"] * len(waiting)
     return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+
+
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """When a signal ends the runner or one of its processes, end the others with it."""
+    try:
+        yield
+    except Interrupted:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _result(future: Future[str], cell: Cell) -> str:

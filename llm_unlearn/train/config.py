@@ -66,6 +66,11 @@ class LoopConfig(Config):
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         default="none", description="Where Accelerate sends the log as well."
     )
+    timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds that a process waits for the others before it gives them up and ends.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,12 +30,14 @@ OURS = ("optimizer", "scheduler")  # of DeepSpeed's config: the recipe has its o
 OFFLOADED = ("offload_optimizer", "offload_param")
 
 
-def process_group() -> list[Any]:
-    """Return what Accelerate needs to know of the process group: DeepSpeed on CPUs takes gloo only when told to."""
+def process_group(loop: LoopConfig) -> Any:
+    """Return what Accelerate needs to know of the process group: how long processes wait for each other, and that
+    DeepSpeed is to take gloo on CPUs, which it does only when told to.
+    """
     from accelerate.utils import InitProcessGroupKwargs
 
     alone = torch.cuda.is_available() or not _announced("DEEPSPEED") or "LOCAL_RANK" not in os.environ
-    return [] if alone else [InitProcessGroupKwargs(backend="gloo")]
+    return InitProcessGroupKwargs(timeout=timedelta(seconds=loop.timeout_s), **({} if alone else {"backend": "gloo"}))
 
 
 def check_engine(accelerator: Any, loop: LoopConfig) -> None:

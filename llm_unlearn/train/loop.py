@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.errors import Diverged, UserError
+from llm_unlearn.errors import Diverged, Interrupted, UserError
+from llm_unlearn.interrupt import noted
 from llm_unlearn.log import JsonlLog, get_logger, progress
 from llm_unlearn.models.causal import AnswerModel
 from llm_unlearn.models.checkpointing import checkpoint_activations
 from llm_unlearn.train.config import LoopConfig, OptimConfig
+from llm_unlearn.train.ending import Ending
 from llm_unlearn.train.engine import check_engine, prepare, process_group, stage
 from llm_unlearn.train.lock import locked
 from llm_unlearn.train.optimizer import make_optimizer
@@ -31,7 +34,7 @@ from llm_unlearn.train.resume import load_resume, save_resume
 from llm_unlearn.train.schedule import lr_factor
 from llm_unlearn.train.tasks import Place, n_micro_batches
 from llm_unlearn.train.whole import check_whole_gradients
-from llm_unlearn.train.world import world_size
+from llm_unlearn.train.world import end_with_launcher, named_in_errors, world_size
 
 log = get_logger(__name__)
 GradientEdit = Callable[[Sequence[tuple[str, Tensor]]], None]
@@ -84,7 +87,9 @@ class Callback(Protocol):
 
 @dataclass
 class Run:
-    """A running training: what callbacks see. `step` counts finished optimizer steps."""
+    """A running training: what callbacks see. `step` counts finished optimizer steps; `unseen` is the first callback
+    that has not seen the last of them, None when all have.
+    """
 
     model: nn.Module
     accelerator: Any
@@ -96,6 +101,20 @@ class Run:
     stop_reason: str | None = None
     seconds: float = 0.0
     resumed_from: int = 0
+    unseen: int | None = None
+    asked_to_end: bool = False
+    ending: Ending | None = None
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """For the long part of a callback, which changes nothing: a signal ends it, and a resumed run calls the
+        callback again. Every process has to come here. Raises Interrupted.
+        """
+        if self.ending is None:
+            yield
+        else:
+            with self.ending.interruptible():
+                yield
 
     @cached_property
     def answer_model(self) -> AnswerModel:
@@ -131,6 +150,7 @@ def make_accelerator(
 
     if loop.tracker != "none" and loop.tracker not in [str(name) for name in get_available_trackers()]:
         raise UserError(f"loop.tracker={loop.tracker}: is not installed; pip install 'llm-unlearn[trackers]'")
+    end_with_launcher()
     if loop.threads:
         torch.set_num_threads(loop.threads)
     if not torch.cuda.is_available():
@@ -142,7 +162,10 @@ def make_accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=n_micro, sync_with_dataloader=False),
         log_with=None if loop.tracker == "none" else loop.tracker,
         project_dir=None if out is None else str(out),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters), *process_group()],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+            process_group(loop),
+        ],
     )
     check_engine(accelerator, loop)
     return accelerator
@@ -173,7 +196,8 @@ def train(
 
     Returns the finished Run, whose `model` is the prepared one. Raises Diverged, a UserError, on a loss or gradient
     that is not finite, naming the step; if `has_result` (asked in every process) is true by then, the run ends with
-    the stop reason "diverged" instead, its weights as they were before that step (ZeRO in bf16 has taken it).
+    the stop reason "diverged" instead, its weights as they were before that step (ZeRO in bf16 has taken it). Raises
+    Interrupted when a signal asked one of the processes to end: the state of the last finished step is saved then.
     """
     if loop.gradient_checkpointing:
         checkpoint_activations(model.lm)
@@ -182,7 +206,8 @@ def train(
     optimizer = make_optimizer(model, optim)
     model, optimizer = prepare(accelerator, model, optimizer, optim, loop)
     run = Run(model, accelerator, out, loop.max_steps)
-    with locked(out if accelerator.is_main_process else None):
+    run.ending = Ending(accelerator)
+    with locked(out if accelerator.is_main_process else None), noted(), named_in_errors(lambda: run.step):
         parts = {
             "callbacks": callbacks,
             "gradient_edits": [edit for edit in gradient_edits if hasattr(edit, "state_dict")],
@@ -200,9 +225,16 @@ def train(
         )
         if loop.tracker != "none":
             accelerator.init_trackers("llm-unlearn", {key: _plain(value) for key, value in (settings or {}).items()})
-        if not run.resumed_from:
-            notify(callbacks, run)
+
+        def save() -> None:
+            if out is not None:
+                save_resume(out, run, optimizer, parts, identity, made_from or {})
+
         model.train()
+        if run.step == 0:
+            notify(callbacks, run)
+        elif run.unseen is not None:
+            _after_step(run, callbacks, loop, save)
         with progress(loop.max_steps, label, enabled=accelerator.is_main_process) as bar:
             while run.step < loop.max_steps and run.stop_reason is None:
                 started = time.perf_counter()
@@ -220,13 +252,30 @@ def train(
                     accelerator.log(line, step=run.step)
                     if journal:
                         journal.write({"step": run.step, **line})
-                notify(callbacks, run)
+                _after_step(run, callbacks, loop, save)
                 bar.update(run.step, f"loss {run.loss:.3g}")
-                if out is not None and (
-                    run.step % loop.save_every == 0 or run.stop_reason or run.step == loop.max_steps
-                ):
-                    save_resume(out, run, optimizer, parts, identity, made_from or {})
     return run
+
+
+def _after_step(run: Run, callbacks: Sequence[Callback], loop: LoopConfig, save: Callable[[], None]) -> None:
+    """Show callbacks the step and save it when it is time. Asked to end, save it at once and raise Interrupted; what
+    callbacks have not seen they see when the run is resumed.
+    """
+    assert run.ending is not None
+    try:
+        if run.asked_to_end:
+            run.unseen = run.unseen or 0
+            raise run.ending.reason
+        notify(callbacks, run)
+    except Interrupted:
+        save()
+        if run.accelerator.is_main_process:
+            log.warning("asked to end: saved at step %d" if run.out else "asked to end at step %d", run.step)
+        raise
+    if run.step % loop.save_every == 0 or run.stop_reason or run.step == loop.max_steps:
+        save()
+        if run.ending.agreed():  # while saving: another step would be time lost
+            raise run.ending.reason
 
 
 def _one_step(
@@ -260,9 +309,10 @@ def _one_step(
                 optimizer.step()
                 optimizer.zero_grad()
     run.step += 1
-    sums = torch.stack([total, *(value.to(total) for value in logs.values())])
-    run.loss, *shares = (accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums).tolist()
-    run.logs = dict(zip(logs, shares, strict=True))
+    assert run.ending is not None
+    sums = torch.stack([total, *(value.to(total) for value in logs.values()), total.new_tensor(run.ending.mine)])
+    run.loss, *shares, asked = (accelerator.reduce(sums, "sum") if accelerator.num_processes > 1 else sums).tolist()
+    run.logs, run.asked_to_end = dict(zip(logs, shares, strict=True)), asked > 0
 
 
 def _before_update(
@@ -291,9 +341,13 @@ def _refuse_non_finite(accelerator: Any, total: Tensor, norm: Any, step: int) ->
 
 
 def notify(callbacks: Sequence[Callback], run: Run) -> None:
-    """Call the callbacks; over several processes, a reason to stop becomes that of the first for all."""
-    for callback in callbacks:
-        callback(run)
+    """Call the callbacks that have not seen the step; over several processes, a reason to stop becomes that of the
+    first for all.
+    """
+    for i in range(run.unseen or 0, len(callbacks)):
+        run.unseen = i
+        callbacks[i](run)
+    run.unseen = None
     if run.accelerator.num_processes > 1:
         # scores differ in the last bits from process to process, and a stop has to be everyone's
         from accelerate.utils import broadcast_object_list

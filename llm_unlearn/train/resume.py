@@ -17,8 +17,8 @@ from llm_unlearn.train.origin import check_made_from
 from llm_unlearn.train.statefile import load_state, save_state
 
 KEEP = 2
-FORMAT = 3  # of what the state holds; another one is another code version
-RUN_FIELDS = ("seconds", "stop_reason", "loss", "logs")
+FORMAT = 4  # of what the state holds; another one is another code version
+RUN_FIELDS = ("seconds", "stop_reason", "loss", "logs", "unseen")
 
 
 def resume_root(out: Path) -> Path:

@@ -188,9 +188,10 @@ class UnlearnWatch:
     def _evaluate(self, run: Run) -> dict[str, float]:
         line: dict[str, float] = {"step": run.step}
         started = time.perf_counter()
-        for name, items in self.splits.items():
-            line[f"{name}_acc"], line[f"{name}_loss"], line[f"{name}_prob"] = quick_scores(run.answer_model, items)
-            self.tokens += padded_tokens(items)
+        with run.interruptible():
+            for name, items in self.splits.items():
+                line[f"{name}_acc"], line[f"{name}_loss"], line[f"{name}_prob"] = quick_scores(run.answer_model, items)
+        self.tokens += sum(map(padded_tokens, self.splits.values()))
         self.seconds += time.perf_counter() - started
         if run.accelerator.num_processes > 1:
             # scores differ in the last bits from process to process, and all of them decide what is kept together

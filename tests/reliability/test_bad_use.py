@@ -155,6 +155,14 @@ def test_run_unlearn_refuses(extra, said, trained, monkeypatch, capsys):
 
 
 @pytest.mark.reliability
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("precious")
+    for out in ("/sys/run", "file/run"):  # nobody writes to /sys, not even root
+        said = refused(program("recipes/train_grok"), [*TOY, f"out={out}"], tmp_path, monkeypatch, capsys)
+        assert out in said
+
+
+@pytest.mark.reliability
 def test_folders_of_other_runs_are_refused(trained, monkeypatch, capsys):
     grok, unlearn = program("recipes/train_grok"), program("recipes/run_unlearn")
     changed = [*TOY, "out=a", "loop.max_steps=100", "optim.lr=1e-3", "watch.first=50"]

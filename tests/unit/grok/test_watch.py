@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,7 @@ class Play:
         }
         self.watch = GrokWatch(WatchConfig(first=10, until=until), 200, probes, out, tokenizer, {"who": "test"})
         self.run = SimpleNamespace(
+            interruptible=nullcontext,
             step=0, model=self, answer_model=self, lm=lm, seconds=0.0, stop_reason=None,
             accelerator=SimpleNamespace(
                 is_main_process=True, wait_for_everyone=lambda: None, distributed_type=DistributedType.NO

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm_unlearn.errors import UserError
+from llm_unlearn.models import pretrained
 from llm_unlearn.models.lora import LoraConfig
 from llm_unlearn.models.pretrained import (
     ModelConfig,
@@ -318,3 +319,13 @@ def test_alpha_scales_every_initial_weight_once(tiny_tokenizer, tie):
 def test_alpha_on_pretrained_weights_is_refused(build, tiny_tokenizer):
     with pytest.raises(UserError, match="model.alpha has no effect on the pretrained weights of some/model; remove it"):
         build(ModelConfig(name="some/model", alpha=2.0), tiny_tokenizer)
+
+
+def test_a_weight_the_model_does_not_have_is_named(saved, monkeypatch):
+    told = []
+    monkeypatch.setattr(pretrained.log, "warning", lambda text, *values: told.append(text % values))
+    rewrite(saved, {**weights_of(saved), "model.layers.7.mlp.up_proj.weight": torch.zeros(2, 2)})
+    load_model(str(saved))
+    assert told == [
+        f"{saved}: 1 weights are none of this model's and were left out (first: model.layers.7.mlp.up_proj.weight)"
+    ]

@@ -86,9 +86,11 @@ def test_no_offload_is_no_offload():
 @pytest.mark.parametrize(("launched", "cuda", "told"), [(True, False, 1), (False, False, 0), (True, True, 0)])
 def test_deepspeed_on_cpus_is_told_of_gloo(monkeypatch, launched, cuda, told):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    assert process_group() == []
+    loop = LoopConfig(timeout_s=77)
     if launched:
         monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "backend" not in process_group(loop).to_kwargs()
     monkeypatch.setenv(ANNOUNCED["DEEPSPEED"], "true")
-    found = process_group()
-    assert [handler.backend for handler in found] == ["gloo"] * told
+    given = process_group(loop).to_kwargs()
+    assert given.get("backend") == ("gloo" if told else None)
+    assert given["timeout"].total_seconds() == 77

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +149,7 @@ class Play:
         self.weight = torch.nn.Linear(1, 1, bias=False)
         accelerator = SimpleNamespace(is_main_process=True, num_processes=1, distributed_type=DistributedType.NO)
         self.run = SimpleNamespace(
+            interruptible=nullcontext,
             step=0,
             max_steps=(len(forget) - 1) * every,
             model=self,
