@@ -1,11 +1,12 @@
 """Does grokking make images easier to forget? The published comparison, with the controls and statistics it lacks.
 
     python benchmarks/vision.py --jobs 2                                        # digits: CNN and ResNet-8
-    python benchmarks/vision.py --jobs 2 --arch cnn --data cifar10 --data-path DIR --seeds 0,1,2
-    python benchmarks/vision.py --jobs 2 --arm published --seeds 0,1,2          # SGD with momentum, cosine
+    python benchmarks/vision.py --jobs 2 --data cifar10 --data-path DIR --seeds 0,1,2
+    python benchmarks/vision.py --jobs 2 --arch cnn --arm published --seeds 0,1,2   # SGD with momentum, cosine
     python benchmarks/vision.py --tables                                        # the tables again from the JSON files
 
-One study per net (recipes/configs/study/vision.yaml): 8 checkpoints x 8 methods x 4 sorts of request. Steps: tune
+One study per net (recipes/configs/study/vision.yaml, trained as the recipe in recipes/configs/grok that groks this net
+on this data): 8 checkpoints x 8 methods x 4 sorts of request. Steps: tune
 (every method at every checkpoint with the same few learning rates, on seeds of its own), study, probes of the start
 models, results. Writes vision_DATA_NET.json, a row per run, and vision_table1.md, made of all such files in the folder
 of results and nothing else.
@@ -27,13 +28,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/vision.yaml"
-RESNET = ["grok.model.net.alpha=8", "grok.optim.lr=3e-3", "grok.optim.weight_decay=0.3", "grok.loop.max_steps=5000"]
-NETS: dict[str, list[str]] = {"cnn": [], "resnet8": RESNET, "resnet14": [*RESNET, "grok.model.net.alpha=4"]}
+CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs"
+RECIPES = {  # (data, net) -> the recipe that was found to grok it
+    ("digits", "cnn"): "digits",
+    ("digits", "resnet8"): "digits_resnet",
+    ("fashion_mnist", "cnn"): "fashion",
+    ("cifar10", "cnn"): "cifar10_subset",
+}
 DATA: dict[str, list[str]] = {
     "digits": [],
-    "fashion_mnist": ["grok.data.image={size: 14, train: 600, test: 1000}", "grok.model.net.alpha=12"],
-    "cifar10": ["grok.data.image={size: 16, train: 1000, test: 2000}"],
+    "fashion_mnist": [  # 20 images a class: the same requests of at least 40 images take more classes
+        "scenarios.half.size=4",
+        "scenarios.class.size=2",
+        "scenarios.subclass.size=5",
+        "scenarios.random.share=0.2",
+    ],
+    "cifar10": [],
 }
 ARMS: dict[str, list[str]] = {
     "main": [],
@@ -55,7 +65,7 @@ LATE = {"main": "grok", "published": "annealed"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="cnn,resnet8", help=f"by comma: {', '.join(NETS)}")
+    parser.add_argument("--arch", default="", help="by comma; default all that a recipe groks on the data")
     parser.add_argument("--data", default="digits", choices=list(DATA))
     parser.add_argument("--data-path", help="files of --data; default where the package looks by itself")
     parser.add_argument("--arm", default="main", choices=list(ARMS))
@@ -78,7 +88,8 @@ def main() -> None:
     args = parser.parse_args()
 
     def run() -> None:
-        for arch in [] if args.tables else [name.strip() for name in args.arch.split(",")]:
+        known = [net for data, net in RECIPES if data == args.data]
+        for arch in [] if args.tables else [name.strip() for name in args.arch.split(",") if name] or known:
             study = study_config(args, arch)
             content = measure(args, study, arch)
             name = f"vision_{args.data}_{arch}" + ("" if args.arm == "main" else f"_{args.arm}")
@@ -94,15 +105,14 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
     from llm_unlearn.errors import UserError, suggest
     from llm_unlearn.study.config import StudyConfig
 
-    if arch not in NETS:
-        raise UserError(f"unknown net '{arch}' in --arch{suggest(arch, NETS)}")
+    known = [net for data, net in RECIPES if data == args.data]
+    if arch not in known:
+        raise UserError(f"--arch {arch}: no recipe groks it on {args.data}{suggest(arch, known)}")
     folder = args.study.format(data=args.data, arch=arch) + ("" if args.arm == "main" else f"-{args.arm}")
     seeds, extra = args.seeds.split(","), args.extra_seeds
     settings = [
         f"out={folder}",
-        f"grok.data.kind={args.data}",
-        f"grok.model.net.arch={arch}",
-        *NETS[arch],
+        *recipe(RECIPES[args.data, arch]),
         *DATA[args.data],
         *ARMS[args.arm],
         f"seeds=[{args.seeds}]",
@@ -111,7 +121,7 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
         *([f"grok.data.path={args.data_path}"] if args.data_path else []),
         *args.overrides,
     ]
-    study = load_config(StudyConfig, CONFIG, settings)
+    study = load_config(StudyConfig, CONFIGS / "study/vision.yaml", settings)
     few = args.arm != "main" or len(seeds) < 5 if extra is None else not extra
     changes: dict[str, Any] = {"extra": () if few else study.extra}
     if extra:
@@ -121,6 +131,15 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
         names = [name.strip() for name in args.methods.split(",")]
         changes["methods"] = {name: study.methods.get(name, {}) for name in names}
     return decidable(study.model_copy(update=changes))
+
+
+def recipe(name: str) -> list[str]:
+    """Return a grokking recipe's data, net, optimizer and loop as overrides of a study."""
+    from llm_unlearn.config import load_config
+    from llm_unlearn.grok.config import GrokConfig
+
+    values = load_config(GrokConfig, CONFIGS / f"grok/{name}.yaml").model_dump(mode="json")
+    return [f"grok.{section}={json.dumps(values[section])}" for section in ("data", "model", "optim", "loop")]
 
 
 def decidable(study: Any) -> Any:
