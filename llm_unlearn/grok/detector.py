@@ -82,7 +82,9 @@ def detect(curve: Sequence[Point], thresholds: Thresholds = PRESETS["language"])
     early = lowest held-out loss among evaluations with train accuracy >= early_train, up to the held-out loss peak;
     the peak is the highest held-out loss among evaluations with train accuracy >= stable_train (so that a collapse is
     no peak) from t_fit to the evaluation that completes the first t_gen candidate. Without such a range (fit comes
-    after the jump, or never) early looks up to that evaluation.
+    after the jump, or never) early looks up to that evaluation. Where the loss still falls when training data is
+    memorised (its lowest is t_fit's, so that nothing was there to stop early at), early = the first evaluation before
+    t_fit with train accuracy >= early_train, if there is one: a model that has not memorised yet.
 
     Raises ValueError if steps are negative or do not increase strictly.
     """
@@ -124,7 +126,7 @@ def kinds(report: Report) -> dict[str, int]:
 
 
 def needed_snapshots(curve: Sequence[Point], thresholds: Thresholds = PRESETS["language"]) -> set[int]:
-    """Steps whose weights must be kept now so that no kind is ever missed: at most 2 early + `hold` + 3 kinds.
+    """Steps whose weights must be kept now so that no kind is ever missed: at most 3 early + `hold` + 3 kinds.
 
     Keep a snapshot of the current evaluation, call this, drop every snapshot that is not in the answer.
     `grok` and `post` are always the current evaluation at the moment they are decided, so only `fit` (the first of the
@@ -134,6 +136,8 @@ def needed_snapshots(curve: Sequence[Point], thresholds: Thresholds = PRESETS["l
     s, m = _marks(curve, th)
     last = len(s.step) - 1
     keep = {_early(s, m, th), m.fit, m.stable, m.post}
+    if m.jump is None:
+        keep.add(_half_fitted(s, m, th))
     if m.fit is None:
         keep |= set(range(max(0, last - th.hold + 1), last + 1))
         keep.add(_lowest_loss(s, th, 0, last - th.hold))
@@ -198,7 +202,15 @@ def _early(s: Series, m: Marks, th: Thresholds) -> int | None:
     last = len(s.step) - 1 if m.jump is None else m.jump
     if m.fit is not None and m.fit <= last:
         last = _loss_peak(s, m.fit, last, th)
-    return _lowest_loss(s, th, 0, last)
+    found = _lowest_loss(s, th, 0, last)
+    if m.fit is not None and m.fit <= last == found:  # it falls all the way to fit
+        before = _half_fitted(s, m, th)
+        return found if before is None else before
+    return found
+
+
+def _half_fitted(s: Series, m: Marks, th: Thresholds) -> int | None:
+    return _first((s.train_acc >= th.early_train) & np.isfinite(s.loss), 0, m.fit)
 
 
 def _lowest_loss(s: Series, th: Thresholds, first: int, last: int) -> int | None:

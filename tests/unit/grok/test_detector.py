@@ -101,6 +101,20 @@ def test_early_is_the_same_after_a_transient_collapse_before_the_jump(clean):
     assert r.phase == "grok"
 
 
+def test_early_has_not_memorised_where_the_loss_falls_all_the_way(clean):
+    """A net initialised many times too large: what it says of unseen images is ever less wrong."""
+    falling = [replace(p, loss=100.0 / p.step) for p in clean]
+    r = detect(falling)
+    assert r.t_fit == detect(clean).t_fit
+    first = next(p for p in falling if p.train_acc >= 0.8)
+    assert r.early == first.step < r.t_fit
+    for n in range(1, len(falling) + 1):
+        early = detect(falling[:n]).early
+        assert early is None or early in needed_snapshots(falling[:n])
+    at_once = [p for p in falling if p.train_acc < 0.8 or p.train_acc >= 0.99]
+    assert detect(at_once).early == detect(at_once).t_fit, "nothing between: what there is"
+
+
 def test_kinds_are_the_four_checkpoints(clean):
     r = detect(clean)
     assert kinds(r) == {"early": r.early, "fit": r.t_fit, "grok": r.stable_at, "post": r.post}
