@@ -39,7 +39,9 @@ def split_forget(rows: Sequence[QARow], facts: int, seed: int) -> tuple[list[QAR
     """
     names = list(dict.fromkeys(row.fact_id for row in rows))
     if facts >= len(names):
-        raise UserError(f"relearn.facts={facts}: the forget set has {len(names)} facts, and others must be left; lower it")
+        raise UserError(
+            f"relearn.facts={facts}: the forget set has {len(names)} facts, and others must be left; lower it"
+        )
     told = {names[int(i)] for i in rng(seed, "relearn").permutation(len(names))[:facts]}
     return [row for row in rows if row.fact_id in told], [row for row in rows if row.fact_id not in told]
 

@@ -4,9 +4,9 @@ Weight decay goes on working between the two, and an optimizer step of given len
 large one: a difference between `fit` and `grok` could be owed to norms alone. What `fit_normed` shares with `grok` is.
 
 A pre-norm Llama leaves norms free. RMS norms divide the scale of the residual stream out, so all that is written into
-it (embeddings, o_proj, down_proj) can be scaled together; what reads it through a norm (q, k, v; gate, up; the head) can
-be scaled if the gain of that norm is divided by as much. Each such group of matrices gets the norm it has in `grok`.
-Gains are no part of it: decay does not touch them.
+it (embeddings, o_proj, down_proj) can be scaled together; what reads it through a norm (q, k, v; gate, up; the head)
+can be scaled if the gain of that norm is divided by as much. Each such group of matrices gets the norm it has in
+`grok`. Gains are no part of it: decay does not touch them.
 """
 
 from __future__ import annotations

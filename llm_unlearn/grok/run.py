@@ -19,8 +19,8 @@ from llm_unlearn.data.tokenise import encode_rows
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.controls import LAST, publish_fit_scaled
-from llm_unlearn.grok.normed import publish_fit_normed
 from llm_unlearn.grok.grokfast import GrokfastEMA
+from llm_unlearn.grok.normed import publish_fit_normed
 from llm_unlearn.grok.tasks import make_task
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
@@ -43,9 +43,9 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     run.
 
     The folder gets `config.yaml`, `curve.jsonl`, `train_log.jsonl`, one model folder per kind reached (`fit_scaled` and
-    `fit_normed` beside `fit` and `grok`, `last` of a run until max_steps) and `run.json`, whose content is returned: the detector's
-    report, how many facts grokked (see grok.facts), and cost. A finished run is not repeated. Raises UserError for
-    anything the user can mend.
+    `fit_normed` beside `fit` and `grok`, `last` of a run until max_steps) and `run.json`, whose content is returned:
+    the detector's report, how many facts grokked (see grok.facts), and cost. A finished run is not repeated. Raises
+    UserError for anything the user can mend.
     """
     _check(config)
     out, config = Path(config.out), absolute_paths(config)

@@ -83,8 +83,8 @@ class StudyConfig(Config):
     checkpoints: tuple[str, ...] = Field(
         tuple(KINDS),
         min_length=1,
-        description="What to unlearn from: checkpoint kinds of the main run (early, fit, fit_scaled, fit_normed, grok, post) and "
-        "names of `controls`. What no checkpoint needs is not trained.",
+        description="What to unlearn from: checkpoint kinds of the main run (early, fit, fit_scaled, fit_normed, grok, "
+        "post) and names of `controls`. What no checkpoint needs is not trained.",
     )
     controls: dict[str, Control] = Field(
         default_factory=dict,

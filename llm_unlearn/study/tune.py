@@ -146,9 +146,7 @@ def _tuned_pairs(config: StudyConfig) -> dict[str, list[tuple[str, str]]]:
     return {s: [pair for pair in pairs_of(config) if pair in found[s]] for s in tuned_on if found[s]}
 
 
-def _kinds_of(
-    config: StudyConfig, arm: str, pairs: Mapping[str, Sequence[tuple[str, str]]]
-) -> dict[str, list[str]]:
+def _kinds_of(config: StudyConfig, arm: str, pairs: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[str]]:
     """Scenario -> the checkpoints of an arm that are tuned on it."""
     found = {s: [kind for kind, _ in of if arm_of(config, kind) == arm] for s, of in pairs.items()}
     return {s: list(dict.fromkeys(kinds)) for s, kinds in found.items() if kinds}

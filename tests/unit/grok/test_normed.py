@@ -52,7 +52,8 @@ def test_norms_are_the_others_and_the_function_stays(make, some, scale):
     assert [a / b for a, b in zip(norms(fit), before, strict=True)] == pytest.approx(list(factors.values()), rel=1e-5)
     assert predictions(fit, some) == said
     assert logit_spread(fit, some) == pytest.approx(spread, rel=1e-3)
-    assert list(factors) == ["stream", "layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp", "head"]
+    layers = [f"layers.{i}.{part}" for i in (0, 1) for part in ("attention", "mlp")]
+    assert list(factors) == ["stream", *layers, "head"]
 
 
 def test_models_whose_norms_are_not_free_are_refused(make, some, tiny_tokenizer):
