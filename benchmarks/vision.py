@@ -21,12 +21,13 @@ initial weights, with early and late checkpoints: `early` (lowest held-out loss)
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from llm_unlearn.study.collect import costs, failures, outcomes_of, training_row, tuned_row, write_rows
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs"
 RECIPES = {  # (data, net) -> the recipe that was found to grok it
@@ -197,14 +198,8 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
         "left_out": left_out,
         "cost": costs(records),
         "trainings": [row for r in records if (row := training_row(r))],
-        "censored": sorted({r["error"] for r in records if r["status"] == "censored"}),
-        "errors": {r["label"]: r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed"},
-        "tuned": [
-            {"scenario": c.scenario, "checkpoint": c.checkpoint, "method": c.method, "setting": c.setting,
-             "trials": c.trials, "feasible_trials": c.feasible_trials,
-             "score": None if c.score is None else vars(c.score)}
-            for c in found
-        ],
+        **failures(records),
+        "tuned": [tuned_row(choice) for choice in found],
         "probes": probes,
         "outcomes": pack(outcomes),
         "environment": environment(),
@@ -235,38 +230,6 @@ def with_settings(study: Any, found: Sequence[Any], path: Path) -> tuple[Any, li
     changes = {"tuned": str(path), "checkpoints": tuple(kinds), "methods": {n: study.methods[n] for n in methods}}
     left_out = [name for name in (*study.checkpoints, *study.methods) if name not in (*kinds, *methods)]
     return decidable(study.model_copy(update=changes)), left_out
-
-
-def outcomes_of(cells: Sequence[Any], store: Any) -> list[Any]:
-    """Read the study's own finished cells; whatever else lies in its folders is of another study."""
-    from llm_unlearn.eval.outcome import find_outcomes
-
-    records = [store.read(cell) for cell in cells if cell.kind == "unlearn"]
-    return find_outcomes([Path(r["result"]["folder"]) for r in records if r and r["status"] == "ok"])
-
-
-def training_row(record: dict[str, Any]) -> dict[str, Any] | None:
-    """When a model memorised and generalised, if the record is of a training that ended."""
-    if record["kind"] != "train" or record["status"] != "ok":
-        return None
-    report, result = record["result"]["report"], record["result"]
-    marks = {key: report[key] for key in ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")}
-    return {"run": record["label"], **marks, "steps": result["step"], "cpu_seconds": result["cost"]["cpu_seconds"]}
-
-
-def costs(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Seconds by kind of cell; besides, the CPU-seconds of training in them, without evaluation and loading."""
-    out: dict[str, dict[str, float]] = {}
-    for kind in dict.fromkeys(r["kind"] for r in records):
-        done = [r for r in records if r["kind"] == kind and r["status"] == "ok"]
-        run = [r["result"].get("run", r["result"]) for r in done]
-        cpu = sum(r["cost"]["cpu_seconds"] for r in run if "cost" in r)
-        out[kind] = {
-            "cells": len(done),
-            "seconds": round(sum(r["seconds"] for r in done), 1),
-            "train_cpu_s": round(cpu),
-        }
-    return out
 
 
 def probed(study: Any, outcomes: Sequence[Any], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -326,23 +289,6 @@ def probe_one(task: tuple[str, dict[str, Any], str, int, str]) -> dict[str, Any]
 
 def short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
-
-
-def write_rows(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with one line per row of every table, so that a file of thousands of runs stays small and readable."""
-    from llm_unlearn.files import write_atomic
-
-    def dumped(value: Any, depth: int) -> str:
-        inside, pad = depth < 3 and isinstance(value, (dict, list)) and value, " " * (depth + 1)
-        if inside and isinstance(value, dict):
-            rows = [f"{pad}{json.dumps(key)}: {dumped(part, depth + 1)}" for key, part in value.items()]
-            return "{\n" + ",\n".join(rows) + f"\n{' ' * depth}}}"
-        if inside and isinstance(value[0], dict):
-            return "[\n" + ",\n".join(pad + dumped(part, 9) for part in value) + f"\n{' ' * depth}]"
-        return json.dumps(value, separators=(",", ":"))
-
-    write_atomic(path, (dumped(content, 0) + "\n").encode())
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def write_tables(results: Path) -> str:

@@ -19,11 +19,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides: seeds=[0
 
 
 def _load(config: Path, overrides: list[str] | None):
-    from llm_unlearn.config import load_config
-    from llm_unlearn.study.config import StudyConfig
+    from llm_unlearn.study.config import load_study
     from llm_unlearn.study.matrix import plan
 
-    study = load_config(StudyConfig, config, overrides or [])
+    study = load_study(config, overrides or [])
     return study, plan(study)
 
 

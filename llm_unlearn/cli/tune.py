@@ -29,15 +29,14 @@ def tune_command(
     Taken is the trial with the least damage among those that forgot down to gold's level plus unlearn.stop.margin.
     """
     start_logging()
-    from llm_unlearn.config import load_config
     from llm_unlearn.errors import UserError
     from llm_unlearn.log import get_logger
-    from llm_unlearn.study.config import StudyConfig
+    from llm_unlearn.study.config import load_study
     from llm_unlearn.study.runner import run_missing
     from llm_unlearn.study.store import Store
     from llm_unlearn.study.tune import choices, plan_tuning, write_tuned
 
-    study = load_config(StudyConfig, config, overrides or [])
+    study = load_study(config, overrides or [])
     cells = plan_tuning(study)
     trials = [cell for cell in cells if cell.kind == "tune"]
     get_logger(__name__).info("%d trainings, %d trials on %d processes", len(cells) - len(trials), len(trials), jobs)

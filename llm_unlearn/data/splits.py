@@ -102,7 +102,10 @@ def eval_splits(corpus: Corpus, request: Request) -> dict[str, tuple[QARow, ...]
     `world_facts`, and in a world also `forget_para` (untrained wordings of forgotten facts), `forget_inf` (held-out
     two-hop and inverse questions that need a forgotten fact: can it still be inferred?), `forget_trained_inf` (the
     trained ones, which a model may have memorised), `retain_inf` (held-out two-hop questions that need none) and
-    `holdout`. A corpus whose splits are given has those; one of images `image_splits`.
+    `holdout`. `forget_inf` also comes in its parts: `forget_about` (two hops, the first of which is a forgotten fact),
+    `forget_through` (two hops, only the second is one: asked of somebody else) and `forget_inverse`; of kept facts
+    there are besides `retain_inverse` and `neighbour` (those that point to an author of whom something is forgotten).
+    A corpus whose splits are given has those; one of images `image_splits`.
     """
     if corpus.given:
         return dict(corpus.splits)
@@ -130,11 +133,34 @@ def eval_splits(corpus: Corpus, request: Request) -> dict[str, tuple[QARow, ...]
         chosen["forget_para"] = _sample(
             [row for row in corpus.splits.get("para", ()) if request.touches(row)], request.scenario.seed, "forget_para"
         )
+        for name, rows in _inferred_parts(corpus, request).items():
+            chosen[name] = _sample(rows, request.scenario.seed, name)
     kept = [row for row in corpus.splits.get("inf_id", ()) if not request.touches(row)]
     chosen["retain_inf"] = _sample(kept, request.scenario.seed, "retain_inf")
     for name in ("real_authors", "world_facts", "holdout"):
         chosen[name] = corpus.splits.get(name, ())
     return {name: tuple(rows) for name, rows in chosen.items() if rows}
+
+
+def _inferred_parts(corpus: Corpus, request: Request) -> dict[str, list[QARow]]:
+    """Return the parts of `forget_inf`, and what of the kept is next to the forgotten."""
+    two_hop = [row for row in corpus.splits.get("inf_id", ()) if request.touches(row)]
+    inverse = corpus.splits.get("inverse", ())
+    rows = [*corpus.split("train"), *corpus.splits.get("inf_id", ()), *inverse]
+    points_to = {row.facts[0]: owners(row.facts[1]) for row in rows if row.hop > 1}  # the bridge
+    points_to |= {row.facts[0]: owners(row.fact_id) for row in rows if _is_inverse(row)}
+    gone = {owner for fact in request.facts for owner in owners(fact)}
+    return {
+        "forget_about": [row for row in two_hop if row.facts[0] in request.facts],
+        "forget_through": [row for row in two_hop if row.facts[0] not in request.facts and len(row.facts) > 1],
+        "forget_inverse": [row for row in inverse if request.touches(row)],
+        "retain_inverse": [row for row in inverse if not request.touches(row)],
+        "neighbour": [
+            row
+            for row in (corpus.split("train")[i] for i in request.retain)
+            if row.hop == 1 and not _is_inverse(row) and not gone.isdisjoint(points_to.get(row.fact_id, ()))
+        ],
+    }
 
 
 def held_out(corpus: Corpus) -> tuple[QARow, ...]:

@@ -12,11 +12,11 @@ import numpy as np
 from llm_unlearn.config import build_config, digest
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.derived import DERIVED, derive
-from llm_unlearn.eval.outcome import AT_TARGET, DISTANCES, UNTIL, Outcome
+from llm_unlearn.eval.outcome import AT_TARGET, DISTANCES, KEPT_AT_LEVEL, UNTIL, Outcome
 from llm_unlearn.eval.primary import Paired, Primary, PrimaryResult, judge
 from llm_unlearn.stats import holm, mean_interval, paired_difference
 
-MAIN = ("early", "fit", "fit_scaled", "grok", "post")
+MAIN = ("early", "fit", "fit_scaled", "fit_normed", "grok", "post")
 """Checkpoints of a run that is meant to grok. Every other name is a control: a training of its own."""
 ORDER = (*MAIN, "easy", "sam", "spline", "twin")
 """Checkpoints as they are shown; any other name comes after these."""
@@ -224,7 +224,8 @@ def _measures(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     ]
     computed = [name for name in DERIVED if any(derive(name, o.metrics).value is not None for o in outcomes)]
     times = [name for name, asked in UNTIL.items() if any(o.time_until(*asked) is not None for o in outcomes)]
-    return (*have, *distances, *computed, *quality, *AT_TARGET, *times)
+    level = [KEPT_AT_LEVEL] if any(o.kept_at_level() is not None for o in outcomes) else []
+    return (*have, *distances, *computed, *quality, *level, *AT_TARGET, *times)
 
 
 def summarise(numbers: Sequence[float | None]) -> Summary:
@@ -293,7 +294,7 @@ def _resolution(runs: Mapping[int, Outcome], name: str) -> float:
 
     Seeds may differ in it (each has its own world): the coarsest counts.
     """
-    base = name.partition("~")[0]
+    base = "retain_acc" if name == KEPT_AT_LEVEL else name.partition("~")[0]
     steps: list[float] = []
     if base in ("updates_to_target", "updates_to_gold_acc"):
         paths = [o.trajectory[:2] for o in runs.values()]

@@ -46,6 +46,7 @@ def evaluate(
     run: Mapping[str, Any] | None = None,
     lm_eval: Sequence[str] = (),
     lm_eval_include: Path | None = None,
+    others: Mapping[str, Line] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model; set each number beside gold's and beside the start model's (doing nothing), and write
     `results.json` and, but for a benchmark of given splits, OpenUnlearning's `TOFU_EVAL.json`.
@@ -57,6 +58,7 @@ def evaluate(
         start: the model unlearning began from.
         out: folder for results and records; default beside the model.
         run: facts about the run (method, checkpoint, seed ...) that go into the results as they are.
+        others: lines measured otherwise (attacks), which stand beside the suite's in these results.
         lm_eval: tasks of lm-evaluation-harness to run on every model; their versions go into the results' identity.
         lm_eval_include: folder with lm-eval task files of one's own.
 
@@ -89,9 +91,10 @@ def evaluate(
     metrics = _beside(suite, sources, PeerLog(Path(gold)) if gold and "gold" not in names else sources.get("gold"))
     identity = scores["model"].identity
     numbers = {name: line["value"] for name, line in metrics.items()}
+    metrics |= others or {}
     if harness is not None:
-        others = {label: open_tasks(names[label], lm_eval, lm_eval_include) for label in names if label != "model"}
-        metrics |= _general({"model": harness, **others}, scores, shard.device)
+        rest = {label: open_tasks(names[label], lm_eval, lm_eval_include) for label in names if label != "model"}
+        metrics |= _general({"model": harness, **rest}, scores, shard.device)
         identity = {**identity, "lm_eval": harness.versions}
     told = {"after" if label == "model" else label: its.records for label, its in scores.items()}
     result = {

@@ -29,6 +29,11 @@ DISTANCES = ("forget_acc", "forget_Q_A_Prob", "forget_inf_acc")
 """What a distance to gold is shown for: answering what was forgotten, its probability, and inferring from it."""
 COLLAPSED_BELOW = 0.1  # retain accuracy, as a share of the start model's
 AT_TARGET = {"updates_to_target": "step", "retain_at_target": "retain_acc", "retain_inf_at_target": "retain_inf_acc"}
+KEPT_AT_LEVEL = "kept_at_level"
+"""Retain accuracy of the model that the run delivers less what its forget probability lies above the target. At or
+below the target that is retain accuracy; a run that never got there has the number too, and pays for it one for one, so
+that no seed is lost to a comparison (an analysis by intention to treat, where `AT_TARGET` has only those who came).
+"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Outcome:
         base, _, versus = name.partition("~")
         if base in DERIVED:
             return derive(base, self.metrics).value
+        if base == KEPT_AT_LEVEL:
+            return self.kept_at_level()
         if base in UNTIL:
             time = self.time_until(*UNTIL[base])
             return time.at if time is not None and time.reached else None
@@ -116,6 +123,13 @@ class Outcome:
         (censored).
         """
         return None if self.target is None else first_at(self.trajectory, "forget_prob", self.target)
+
+    def kept_at_level(self) -> float | None:
+        """Return `KEPT_AT_LEVEL`; None where retain accuracy, forget probability or the target is not known."""
+        kept, forgot = ((self.metrics.get(name) or {}).get("value") for name in ("retain_acc", "forget_Q_A_Prob"))
+        if kept is None or forgot is None or self.target is None:
+            return None
+        return kept - max(0.0, forgot - self.target)
 
     def time_until(self, by: By = "prob", unit: Unit = "updates") -> Time | None:
         """Return when the run was first seen to have forgotten enough, or until when it had not.

@@ -24,7 +24,7 @@ class Primary(Config):
 
     measure: str = Field(
         description="Metric of the suite, `METRIC~gold` for its distance to gold, `METRIC~drop` for its fall from "
-        "doing nothing's, or a number along the way (updates_to_target, retain_at_target, seconds_to_gold_acc ...)."
+        "doing nothing's, or a number of the run (kept_at_level, updates_to_target, retain_at_target ...)."
     )
     methods: tuple[str, ...] = Field(min_length=1, description="Methods it is judged on.")
     contrasts: tuple[tuple[str, str], ...] = Field(

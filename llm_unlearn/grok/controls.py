@@ -45,7 +45,7 @@ def publish_fit_scaled(
     if not all((out / kind).exists() for kind in ("fit", "grok")):
         return None
     device = next(model.parameters()).device
-    fit, grok = (_open(model, out / kind, device) for kind in ("fit", "grok"))
+    fit, grok = (open_kind(model, out / kind, device) for kind in ("fit", "grok"))
     try:
         factor = scale_to(fit, items, logit_spread(grok, items))
     except UserError as error:
@@ -158,7 +158,7 @@ def _is_norm(module: Any) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 1
 
 
-def _open(model: Any, folder: Path, device: torch.device) -> Any:
+def open_kind(model: Any, folder: Path, device: torch.device) -> Any:
     """Return a checkpoint as another model of the same classes."""
     lm = type(model.lm).from_pretrained(folder, dtype=next(model.parameters()).dtype, use_safetensors=True)
     return type(model)(lm).to(device)

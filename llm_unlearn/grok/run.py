@@ -20,6 +20,7 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.controls import LAST, publish_fit_scaled
 from llm_unlearn.grok.grokfast import GrokfastEMA
+from llm_unlearn.grok.normed import publish_fit_normed
 from llm_unlearn.grok.tasks import make_task
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
@@ -41,10 +42,10 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     """Train until the kind `watch.until` is reached (or `loop.max_steps`); resume if the folder holds an unfinished
     run.
 
-    The folder gets `config.yaml`, `curve.jsonl`, `train_log.jsonl`, one model folder per kind reached (`fit_scaled`
-    beside `fit` and `grok`, `last` of a run until max_steps) and `run.json`, whose content is returned: the detector's
-    report, how many facts grokked (see grok.facts), and cost. A finished run is not repeated. Raises UserError for
-    anything the user can mend.
+    The folder gets `config.yaml`, `curve.jsonl`, `train_log.jsonl`, one model folder per kind reached (`fit_scaled` and
+    `fit_normed` beside `fit` and `grok`, `last` of a run until max_steps) and `run.json`, whose content is returned:
+    the detector's report, how many facts grokked (see grok.facts), and cost. A finished run is not repeated. Raises
+    UserError for anything the user can mend.
     """
     _check(config)
     out, config = Path(config.out), absolute_paths(config)
@@ -113,6 +114,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
         if accelerator.is_main_process:
             watch.finish()
             publish_fit_scaled(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
+            publish_fit_normed(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
             if config.watch.until == "max_steps":
                 save_model(out / LAST, run.lm, tokenizer, {**origin, "kind": LAST, "step": run.step})
             write_result(out, result)

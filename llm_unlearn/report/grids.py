@@ -41,6 +41,7 @@ CONTRASTED = {  # {items} as report.words has it
     "test_acc": "Test accuracy (more is better)",
     "unlearning_balance": "Balance of forgetting and keeping (more is better)",
     "model_utility": "Model utility (more is better)",
+    "kept_at_level": "Retain accuracy less what is missing to the forget level (more is better)",
     "updates_to_target": "Updates to target (fewer is faster)",
     "retain_at_target": "Retain accuracy at the target (more is better)",
 }
@@ -48,6 +49,7 @@ KIND_WORDS = {
     "early": "lowest held-out loss",
     "fit": "memorised",
     "fit_scaled": "memorised, the logits as wide as at grok",
+    "fit_normed": "memorised, the weights' norms those of grok",
     "grok": "grokked",
     "post": "twice the steps to grokking",
     "easy": "control: generalises without delay",

@@ -18,7 +18,7 @@ from llm_unlearn.stats import mean_interval
 
 COLUMNS = (("TA", "test_acc"), ("RA", "retain_acc"), ("UA", "forget_acc"))
 ALSO = (("gap to gold", "average_gap"), ("balance", "unlearning_balance"))
-CONTROLS = ("early", "fit", "fit_scaled", "easy", "sam", "spline", "twin")
+CONTROLS = ("early", "fit", "fit_scaled", "fit_normed", "easy", "sam", "spline", "twin")
 PAIRS = tuple(("grok", baseline) for baseline in CONTROLS)
 """What is contrasted by default: grokked minus every other sort of checkpoint."""
 CONTRASTED = {

@@ -31,6 +31,7 @@ COLOURS = {
     "grok": "#009e73",
     "post": "#cc79a7",
     "fit_scaled": "#8c6d1f",
+    "fit_normed": "#a8933c",
     "easy": "#56646e",
     "sam": "#b15928",
     "spline": "#4b5ea8",
@@ -38,7 +39,7 @@ COLOURS = {
     "other": "#6e5494",
 }
 MARKERS = {
-    "early": "o", "fit": "s", "fit_scaled": "P", "grok": "D", "post": "^",
+    "early": "o", "fit": "s", "fit_scaled": "P", "fit_normed": "p", "grok": "D", "post": "^",
     "easy": "v", "sam": "X", "spline": "h", "twin": "<",
 }  # fmt: skip
 CURVES = {"train_acc": "train", "held_out_acc": "held", "para_acc": "para"}  # its colour

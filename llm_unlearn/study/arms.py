@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.eval.compare import MAIN
 from llm_unlearn.eval.derived import DERIVED
-from llm_unlearn.eval.outcome import AT_TARGET, UNTIL
+from llm_unlearn.eval.outcome import AT_TARGET, KEPT_AT_LEVEL, UNTIL
 from llm_unlearn.eval.primary import MIN_SEEDS, Primary
 from llm_unlearn.eval.suite import Suite
 from llm_unlearn.grok.config import GrokConfig
@@ -38,14 +38,17 @@ def wanted(config: StudyConfig) -> list[Wanted]:
     return list(dict.fromkeys(Wanted(*place) for part in _parts(config) for place in itertools.product(*part)))
 
 
-def trainings(config: StudyConfig) -> dict[tuple[int, str], list[str]]:
-    """Return (seed, arm) -> scenarios that need its gold, by seed, the main run ("") first."""
-    found: dict[tuple[int, str], dict[str, None]] = {}
+def trainings(config: StudyConfig) -> dict[tuple[int, str], dict[str, set[str]]]:
+    """Return (seed, arm) -> scenarios that need its gold, each with the checkpoints that are wanted of both; by seed,
+    the main run ("") first.
+    """
+    found: dict[tuple[int, str], dict[str, set[str]]] = {}
     for seeds, scenarios, checkpoints, _ in _parts(config):
         for seed, scenario, checkpoint in itertools.product(seeds, scenarios, checkpoints):
-            found.setdefault((seed, arm_of(config, checkpoint)), {})[scenario] = None
+            arm = found.setdefault((seed, arm_of(config, checkpoint)), {})
+            arm.setdefault(scenario, set()).add(checkpoint)
     seeds, arms = dict.fromkeys(seed for seed, _ in found), ("", *config.controls)
-    return {(seed, arm): list(found[seed, arm]) for seed in seeds for arm in arms if (seed, arm) in found}
+    return {(seed, arm): found[seed, arm] for seed in seeds for arm in arms if (seed, arm) in found}
 
 
 def _parts(config: StudyConfig) -> list[tuple[Any, ...]]:
@@ -86,6 +89,13 @@ def training_of(config: StudyConfig, arm: str) -> dict[str, Any]:
     """Return the `grok` section of an arm as plain values: a control's changes over the study's own."""
     values = config.grok.model_dump()
     return merged(values, config.controls[arm].changes) if arm else values
+
+
+def trained_until(config: StudyConfig, arm: str, checkpoints: Collection[str]) -> str:
+    """Return the `watch.until` of a run that these checkpoints are taken of (see `StudyConfig.train`)."""
+    until = training_of(config, arm)["watch"]["until"]
+    # not to `fit`: `early` is chosen among evaluations up to the jump, which may come after it
+    return "grok" if config.train == "needed" and not arm and until == "post" and "post" not in checkpoints else until
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +153,7 @@ def _check_primary(config: StudyConfig, primary: Primary, suite: Suite) -> None:
             + (suggest(primary.scenario, scenarios) if config.scenarios else "; it has one scenario, leave it out")
         )
     base, _, versus = primary.measure.partition("~")
-    whole = (*AT_TARGET, *UNTIL, *DERIVED)
+    whole = (KEPT_AT_LEVEL, *AT_TARGET, *UNTIL, *DERIVED)
     known = (*suite.config.metrics, *whole)
     if base not in known or versus not in ("", "gold", "drop") or (versus and base in whole):
         raise UserError(f"primary.measure: unknown measure '{primary.measure}'{suggest(base, known)}")

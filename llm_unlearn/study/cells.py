@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.attacks.config import RelearnConfig
+from llm_unlearn.attacks.relearn import relearn_beside
 from llm_unlearn.config import build_config, digest
 from llm_unlearn.data.source import open_corpus
 from llm_unlearn.data.splits import draw_request
@@ -86,7 +88,7 @@ def _missing_checkpoint(cell: Cell) -> str:
             raise UserError(f"{cell.label}: {run} is not trained yet; run the study's training cells first")
         if not (Path(run) / kind / "config.json").exists():
             return f"{run} never reached '{kind}'"
-        if cell.spec["checkpoint"] in ("grok", "post", "fit_scaled"):
+        if cell.spec["checkpoint"] in ("grok", "post", "fit_scaled", "fit_normed"):
             phase = read_json(Path(run) / "run.json")["report"]["phase"]
             if phase not in GROKKED:
                 return f"{run} did not grok ({phase}): its '{kind}' is no grokked model"
@@ -121,6 +123,11 @@ def _unlearn_and_evaluate(cell: Cell) -> dict[str, Any]:
     start = open_start(config.model, config.data, config.scenario)
     write_study_facts(Path(str(config.out)), cell.facts)
     facts = {**comparison_facts(outcome, start.origin), **cell.facts}
+    others, told = {}, {}
+    if (asked := cell.spec.get("relearn")) is not None and config.gold is not None:
+        keep = Path(config.gold.rpartition("@")[0]) / "relearn"
+        attack = build_config(RelearnConfig, asked)
+        others, told["relearn"] = relearn_beside(str(config.out), config.gold, start, attack, keep)
     result = evaluate(
         str(config.out),
         load_suite(cell.spec["suite"]),
@@ -130,5 +137,8 @@ def _unlearn_and_evaluate(cell: Cell) -> dict[str, Any]:
         gold=config.gold,
         start=config.model,
         run=facts,
+        others=others,
     )
-    return {"run": facts, "metrics": result["metrics"], "evaluation": result["cost"], "folder": str(config.out)}
+    return {
+        "run": facts, "metrics": result["metrics"], "evaluation": result["cost"], "folder": str(config.out), **told
+    }  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from llm_unlearn.config import Config
+from llm_unlearn.attacks.config import RelearnConfig
+from llm_unlearn.config import Config, load_config
 from llm_unlearn.data.splits import Scenario
 from llm_unlearn.eval.primary import Primary
+from llm_unlearn.files import sha256_file
 from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.detector import KINDS
 from llm_unlearn.train.config import LoopConfig
@@ -79,8 +83,8 @@ class StudyConfig(Config):
     checkpoints: tuple[str, ...] = Field(
         tuple(KINDS),
         min_length=1,
-        description="What to unlearn from: checkpoint kinds of the main run (early, fit, fit_scaled, grok, post) and "
-        "names of `controls`. What no checkpoint needs is not trained.",
+        description="What to unlearn from: checkpoint kinds of the main run (early, fit, fit_scaled, fit_normed, grok, "
+        "post) and names of `controls`. What no checkpoint needs is not trained.",
     )
     controls: dict[str, Control] = Field(
         default_factory=dict,
@@ -113,6 +117,19 @@ class StudyConfig(Config):
     )
     tune: TuneConfig = Field(default_factory=lambda: TuneConfig(), description="Search of llm-unlearn tune.")
     suite: str = Field("tofu_world", description="Suite every model is evaluated on.")
+    relearn: RelearnConfig | None = Field(
+        default=None, description="Relearning attack on every unlearned model and its gold; null: none."
+    )
+    train: Literal["configured", "needed"] = Field(
+        default="configured",
+        description="needed: a run of watch.until: post ends at grok where nothing is unlearned from its post, so that "
+        "golds of further scenarios cost half. configured: every run goes as far as grok.watch.until says.",
+    )
+    design: str | None = Field(
+        default=None,
+        description="sha256 of the file the study was declared in, and what the command line changed; goes into every "
+        "result. Set when the file is read.",
+    )
     grok: GrokConfig = Field(
         default_factory=lambda: GrokConfig(loop=LoopConfig(threads=1)),
         description="Training of every model; seeds, out and exclude are set per cell.",
@@ -120,6 +137,17 @@ class StudyConfig(Config):
     unlearn: UnlearnConfig = Field(
         default_factory=lambda: UnlearnConfig(), description="Unlearning; model, gold, seed and out are set per cell."
     )
+
+
+ELSEWHERE = ("out=", "tuned=")  # overrides that say where things lie and change nothing of the design
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read a study's file and say in `design` which one it was. Raises UserError as `load_config`."""
+    study = load_config(StudyConfig, path, overrides)
+    changed = [text for text in overrides if not text.startswith(ELSEWHERE)]
+    design = sha256_file(path) + (f" with {' '.join(changed)}" if changed else "")
+    return study.model_copy(update={"design": design})
 
 
 # RMU's published retain weight (1) leaves nothing of a 64-wide model; with 100 it forgets before it damages (40-author

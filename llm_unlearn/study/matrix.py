@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from llm_unlearn.study.arms import (
     merged,
     seeds_of,
     taken,
+    trained_until,
     training_of,
     trainings,
     wanted,
@@ -85,8 +86,13 @@ def place_of(config: StudyConfig, w: Wanted, trained: tuple[Cell, Mapping[str, C
 
 def _told(config: StudyConfig) -> dict[str, Any]:
     """What every result says of the study it was made for."""
-    told: dict[str, Any] = {"study": digest(config.model_dump(mode="json", exclude={"out"}))}
+    study = config.model_dump(mode="json", exclude={"out", "design"})
+    told: dict[str, Any] = {"study": digest(study), **_designed(config)}
     return told if config.primary is None else {**told, "primary": config.primary.model_dump(mode="json")}
+
+
+def _designed(config: StudyConfig) -> dict[str, str]:
+    return {} if config.design is None else {"design": config.design}
 
 
 def check_study(config: StudyConfig) -> None:
@@ -116,17 +122,21 @@ def check_once(seeds: Sequence[int], where: str) -> None:
 
 
 def training_cells(
-    config: StudyConfig, seed: int, scenarios: Iterable[str], arm: str = ""
+    config: StudyConfig, seed: int, wanted_of: Mapping[str, Collection[str]], arm: str = ""
 ) -> tuple[Cell, dict[str, Cell]]:
     """Return a seed's model in an arm and, by scenario, its golds; "" names a study's only one, `grok.scenario`.
 
     The model is shared: what it is trained on does not depend on what will be forgotten.
+
+    Args:
+        wanted_of: scenario -> the checkpoints that are taken of the model and of that gold.
     """
-    model = _train_cell(config, seed, arm, f"seed{seed}", "none", config.grok.scenario)
+    every = {kind for kinds in wanted_of.values() for kind in kinds}
+    model = _train_cell(config, seed, arm, f"seed{seed}", "none", config.grok.scenario, every)
     golds = {}
-    for name in scenarios:
+    for name, kinds in wanted_of.items():
         run, scenario = (f"seed{seed}-gold-{name}", config.scenarios[name]) if name else (f"seed{seed}-gold", None)
-        golds[name] = _train_cell(config, seed, arm, run, "forget", scenario or config.grok.scenario)
+        golds[name] = _train_cell(config, seed, arm, run, "forget", scenario or config.grok.scenario, kinds)
     return model, golds
 
 
@@ -175,15 +185,19 @@ def make_cell(
     return Cell(found, kind, label, spec, after, facts or {})
 
 
-def _train_cell(config: StudyConfig, seed: int, arm: str, run: str, exclude: str, scenario: Scenario) -> Cell:
+def _train_cell(
+    config: StudyConfig, seed: int, arm: str, run: str, exclude: str, scenario: Scenario, kinds: Collection[str]
+) -> Cell:
     grok = training_of(config, arm)
     label = f"{arm}/{run}" if arm else run
     folder = Path(config.out) / (f"{CONTROLS}/{arm}" if arm else "runs") / run
     values = {**grok, "seed": seed, "exclude": exclude, "out": str(folder)}
     values["data"] = {**grok["data"], "seed": seed}
     values["scenario"] = {**scenario.model_dump(), "seed": seed}
+    values["watch"] = {**grok["watch"], "until": trained_until(config, arm, kinds)}
     checked = build_config(GrokConfig, values, f"study cell {label}")
-    return make_cell("train", label, {"config": checked.model_dump(mode="json"), "seed": seed, "exclude": exclude})
+    spec = {"config": checked.model_dump(mode="json"), "seed": seed, "exclude": exclude}
+    return make_cell("train", label, spec, facts=_designed(config))
 
 
 def _study_cell(
@@ -207,6 +221,7 @@ def _study_cell(
         "suite_digest": suite.digest,
         **({"scenario": place.scenario} if place.scenario else {}),
         **({"tuned": found} if tuned is not None else {}),
+        **({"relearn": config.relearn.model_dump(mode="json")} if config.relearn is not None else {}),
     }
     facts = {"method": name, "checkpoint": place.checkpoint, "scenario": place.scenario, **told}
     if place.checkpoint in config.controls:

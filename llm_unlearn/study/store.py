@@ -35,6 +35,7 @@ class Store:
         record = {
             "schema_version": SCHEMA_VERSION, "id": cell.id, "kind": cell.kind, "label": cell.label, "spec": cell.spec,
             "status": status, "result": result, "error": error, "seconds": seconds, "environment": environment(),
+            "design": cell.facts.get("design"),
         }  # fmt: skip
         write_atomic(self.folder / f"{cell.id}.json", (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 

@@ -29,6 +29,7 @@ from llm_unlearn.study.arms import (
     seeds_of,
     training_of,
     trainings,
+    wanted,
 )
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.identity import as_before
@@ -112,17 +113,18 @@ def plan_tuning(config: StudyConfig) -> list[Cell]:
             raise UserError(f"unknown scenario '{name}' in tune.scenarios{suggest(name, config.scenarios)}")
     grids = {name: trials_of(config, name) for name in config.methods}
     apart = config.model_copy(update={"out": str(Path(config.out) / "tune")})
-    scenarios = config.tune.scenarios or tuple(config.scenarios) or ("",)
+    pairs = _tuned_pairs(config)
     trained = {
-        (seed, arm): training_cells(apart, seed, scenarios, arm)
+        (seed, arm): training_cells(apart, seed, kinds, arm)
         for seed in config.tune.seeds
         for arm in arms_of(config)
+        if (kinds := _kinds_of(config, arm, pairs))
     }
     trials = [
         _trial_cell(apart, place_of(apart, w, trained[seed, arm_of(config, checkpoint)]), name, setting)
         for seed in config.tune.seeds
-        for scenario in scenarios
-        for checkpoint, name in pairs_of(config)
+        for scenario, found in pairs.items()
+        for checkpoint, name in found
         for w in [Wanted(seed, scenario, checkpoint, name)]
         for setting in grids[name]
     ]
@@ -130,6 +132,24 @@ def plan_tuning(config: StudyConfig) -> list[Cell]:
         tuning = [gold for (_, a), (_, golds) in trained.items() if a == arm for gold in golds.values()]
         _check_other_requests(config, arm, tuning)
     return [*(cell for model, golds in trained.values() for cell in (model, *golds.values())), *trials]
+
+
+def _tuned_pairs(config: StudyConfig) -> dict[str, list[tuple[str, str]]]:
+    """Scenario that is tuned on -> the (checkpoint, method) that the study measures there, or where nothing is tuned
+    on: those use what all scenarios together say.
+    """
+    tuned_on = config.tune.scenarios or tuple(config.scenarios) or ("",)
+    cells = wanted(config)
+    found = {
+        s: {(w.checkpoint, w.method) for w in cells if w.scenario == s or w.scenario not in tuned_on} for s in tuned_on
+    }
+    return {s: [pair for pair in pairs_of(config) if pair in found[s]] for s in tuned_on if found[s]}
+
+
+def _kinds_of(config: StudyConfig, arm: str, pairs: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[str]]:
+    """Scenario -> the checkpoints of an arm that are tuned on it."""
+    found = {s: [kind for kind, _ in of if arm_of(config, kind) == arm] for s, of in pairs.items()}
+    return {s: list(dict.fromkeys(kinds)) for s, kinds in found.items() if kinds}
 
 
 def _check_other_requests(config: StudyConfig, arm: str, tuning: Sequence[Cell]) -> None:
@@ -144,9 +164,9 @@ def _check_other_requests(config: StudyConfig, arm: str, tuning: Sequence[Cell])
 
     golds = [
         gold
-        for (seed, a), scenarios in trainings(config).items()
+        for (seed, a), kinds in trainings(config).items()
         if a == arm
-        for gold in training_cells(config, seed, scenarios, arm)[1].values()
+        for gold in training_cells(config, seed, kinds, arm)[1].values()
     ]
     measured = {request(gold): gold.label for gold in reversed(golds)}
     for gold in tuning:
@@ -199,7 +219,9 @@ def _trial_cell(config: StudyConfig, place: Place, name: str, setting: Setting) 
         "trial": setting,
     }
     told = " ".join(f"{key.rsplit('.', 1)[-1]}={value:g}" for key, value in setting.items())
-    return make_cell("tune", f"tune {place.label} {name} {told}".rstrip(), spec, (place.model.id, place.gold.id))
+    return make_cell(
+        "tune", f"tune {place.label} {name} {told}".rstrip(), spec, (place.model.id, place.gold.id), place.model.facts
+    )
 
 
 def draw_of(result: Mapping[str, Any], floor: float | None = None) -> Draw:
@@ -244,11 +266,12 @@ def choices(config: StudyConfig, cells: Sequence[Cell], store: Store) -> list[Ch
         for scenario in {"", cell.spec["scenario"]}:
             of_method = draws.setdefault((scenario, cell.spec["checkpoint"], cell.spec["method"]), {})
             of_method.setdefault(digest(cell.spec["trial"]), (cell.spec["trial"], []))[1].append(found)
-    tuned_on = tuple(dict.fromkeys(cell.spec["scenario"] for cell in cells if cell.kind == "tune"))
+    pairs = _tuned_pairs(config)
+    each = pairs if len(pairs) > 1 else {}
     return [
         _choice(scenario, kind, name, list(draws.get((scenario, kind, name), {}).values()))
-        for scenario in ("", *(tuned_on if len(tuned_on) > 1 else ()))
-        for kind, name in pairs_of(config)
+        for scenario, of in {"": pairs_of(config), **each}.items()
+        for kind, name in of
     ]
 
 

@@ -249,3 +249,35 @@ def test_a_ledger_author_takes_all_of_its_pairs_along():
     assert all(request.touches(row) == (gone in owners(row.fact_id)) for row in held_out), "gold cannot know these"
     assert not any(gone in owners(row.fact_id) for row in eval_splits(corpus, request)["retain_inf"])
     assert set(eval_splits(corpus, request)) == {"forget", "retain", "retain_inf"}
+
+
+def bridge_of(row) -> str:
+    """The author in the middle of a two-hop question, read off the world."""
+    here, first, _ = row.fact_id.split(".")
+    return FACTS[here][first].value
+
+
+def test_what_is_inferred_about_the_forgotten_is_told_from_what_goes_through_them():
+    request = draw_request(WORLD, Scenario(kind="author", size=4))
+    gone, splits = {owner for fact in request.facts for owner in owners(fact)}, eval_splits(WORLD, request)
+    about, through = splits["forget_about"], splits["forget_through"]
+    assert all(row.fact_id.split(".")[0] in gone for row in about)
+    assert all(row.fact_id.split(".")[0] not in gone and bridge_of(row) in gone for row in through)
+    assert {inverse(row) for row in splits["forget_inverse"]} == {inverse(row) for row in splits["retain_inverse"]}
+    assert {*about, *through, *splits["forget_inverse"]} == set(splits["forget_inf"])
+    assert len(about) + len(through) + len(splits["forget_inverse"]) == len(splits["forget_inf"])
+    assert not any(request.touches(row) for row in splits["retain_inverse"])
+
+
+def test_neighbours_are_kept_facts_that_point_to_a_forgotten_author():
+    request = draw_request(WORLD, Scenario(kind="author", size=2))
+    gone = {owner for fact in request.facts for owner in owners(fact)}
+    found = eval_splits(WORLD, request)["neighbour"]
+    pointing = {
+        f"{author}.{relation}"
+        for author in WORLD.meta["authors"]
+        for relation, fact in FACTS[author].items()
+        if author not in gone and fact.value in gone
+    }
+    assert {row.fact_id for row in found} == pointing
+    assert not any(request.touches(row) for row in found)

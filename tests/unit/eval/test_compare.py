@@ -346,3 +346,19 @@ def test_contrasts_of_given_pairs_are_corrected_together():
     assert paired_numbers(runs, "npo", "grok", "sam", "forget_acc")[0] == {}
     broken = [run("npo", k, s, retain_acc=0.01) for k in ("grok", "easy") for s in range(3)]
     assert paired_numbers(broken, "npo", "grok", "easy", "forget_acc")[0] == {}
+
+
+def test_what_was_kept_at_the_level_is_there_for_runs_that_never_got_to_it():
+    there = run(retain_acc=0.9, forget_Q_A_Prob=0.2)
+    short = run(retain_acc=0.9, forget_Q_A_Prob=0.45, path=NEVER)
+    assert there.number("kept_at_level") == pytest.approx(0.9)
+    assert short.number("kept_at_level") == pytest.approx(0.9 - (0.45 - 0.25))
+    assert short.number("retain_at_target") is None
+    assert run(retain_acc=0.9, forget_Q_A_Prob=0.2, target=None).number("kept_at_level") is None
+    assert run(retain_acc=0.9).number("kept_at_level") is None
+    seeds = [run(checkpoint=k, seed=s, retain_acc=a - s / 50, forget_Q_A_Prob=0.25 + missed, path=NEVER)
+             for k, a, missed in (("fit", 0.9, 0.1), ("grok", 0.9, 0.0)) for s in (0, 1, 2)]  # fmt: skip
+    found = {c.measure: c for c in compare(seeds).contrasts}
+    assert found["kept_at_level"].mean == pytest.approx(0.1)
+    assert "retain_at_target" not in found, "half of the runs never came to it"
+    assert paired_numbers(seeds, "npo", "grok", "fit", "kept_at_level")[1] == 1 / N_ROWS

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_unlearn.config import build_config
+from llm_unlearn.config import build_config, dump_config
 from llm_unlearn.data.schema import Corpus
 from llm_unlearn.errors import UserError
 from llm_unlearn.study.arms import pairs_of, seeds_of, wanted
-from llm_unlearn.study.config import StudyConfig
+from llm_unlearn.study.config import StudyConfig, load_study
 from llm_unlearn.study.matrix import Cell, plan
+from llm_unlearn.study.store import Store
 from llm_unlearn.study.tune import plan_tuning
 
 EASY = {"take": "fit", "changes": {"optim": {"weight_decay": 2.0}, "watch": {"until": "fit"}}, "match": "grok"}
@@ -168,6 +170,68 @@ def test_controls_and_extra_cells_are_tuned_too():
     assert easy.spec["config"]["model"] == "s/tune/controls/easy/seed7@fit"
     with pytest.raises(UserError, match="tune.seeds: has seed 7 of the study itself"):
         plan_tuning(study(extra=[{"seeds": [7]}]))
+
+
+def test_tuning_tries_what_the_study_measures_and_where():
+    extra = [{"scenarios": ["fact"], "checkpoints": ["grok"], "methods": ["npo"]}]
+    some = study(scenarios=SCENARIOS, grid_scenarios=["author"], checkpoints=["fit", "easy"], extra=extra)
+
+    def tried(config: StudyConfig) -> set[tuple[str, str, str]]:
+        cells = plan_tuning(config)
+        golds = {c.label for c in cells if c.kind == "train" and "gold" in c.label}
+        needed = {c.after[1] for c in cells if c.kind == "tune"}
+        assert {c.id for c in cells if c.label in golds} == needed, "no gold is trained for nothing"
+        return {(c.spec["scenario"], c.spec["checkpoint"], c.spec["method"]) for c in cells if c.kind == "tune"}
+
+    author = {("author", k, m) for k in ("fit", "easy") for m in ("npo", "ga")}
+    assert tried(some) == author | {("fact", "grok", "npo")}
+    alone = some.model_copy(update={"tune": some.tune.model_copy(update={"scenarios": ("author",)})})
+    assert tried(alone) == author | {("author", "grok", "npo")}, "settings for the scenario that is not tuned on"
+
+
+def test_runs_that_nothing_later_is_taken_of_end_at_grok():
+    extra = [{"scenarios": ["fact"], "checkpoints": ["grok"], "methods": ["npo"]},
+             {"seeds": [2], "scenarios": ["author"], "checkpoints": ["fit", "easy"], "methods": ["npo"]}]  # fmt: skip
+    values = {"scenarios": SCENARIOS, "grid_scenarios": ["author"], "checkpoints": ["fit", "post"], "extra": extra}
+    as_configured, as_needed = planned(**values), planned(**values, train="needed")
+
+    def until(cells: dict[str, Cell]) -> dict[str, str]:
+        return {label: cells[label].spec["config"]["watch"]["until"] for label in trained(cells)}
+
+    earlier = {"seed0-gold-fact": "grok", "seed1-gold-fact": "grok", "seed2": "grok", "seed2-gold-author": "grok"}
+    assert until(as_needed) == {**until(as_configured), **earlier}
+    assert {until(as_configured)[name] for name in earlier} == {"post"}
+    assert until(as_needed)["easy/seed2"] == "fit"
+    tuning = {c.label: c for c in plan_tuning(study(**values, train="needed"))}
+    assert until(tuning) == {"seed7": "post", "seed7-gold-author": "post", "seed7-gold-fact": "grok",
+                             "easy/seed7": "fit", "easy/seed7-gold-author": "fit"}  # fmt: skip
+
+
+def test_every_result_names_the_file_the_study_was_declared_in(tmp_path):
+    file = tmp_path / "mine.yaml"
+    dump_config(study(), file)
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    for overrides, design in (
+        ([], sha),
+        (["out=elsewhere", "tuned=null"], sha),
+        (["seeds=[3]", "out=s"], f"{sha} with seeds=[3]"),
+    ):
+        config = load_study(file, overrides)
+        cells = [*plan(config), *plan_tuning(config)]
+        assert {c.facts["design"] for c in cells} == {design}
+        plain = config.model_copy(update={"design": None})
+        assert [c.id for c in cells] == [c.id for c in (*plan(plain), *plan_tuning(plain))], "no id depends on it"
+        assert not any("design" in c.facts for c in plan(plain))
+    Store(tmp_path).write(cells[0], "ok")
+    record = Store(tmp_path).read(cells[0])
+    assert record is not None
+    assert record["design"] == design
+
+
+def test_relearning_is_in_the_id_where_it_is_asked_for():
+    plain, asked = planned(), planned(relearn={"facts": 2})
+    assert {label for label in plain if plain[label].id == asked[label].id} == set(trained(plain))
+    assert asked["seed0 fit npo"].spec["relearn"]["facts"] == 2
 
 
 def test_data_whose_seed_draws_nothing_is_one_for_all_seeds(tmp_path, monkeypatch):
