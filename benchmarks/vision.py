@@ -21,6 +21,7 @@ initial weights, with early and late checkpoints: `early` (lowest held-out loss)
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor

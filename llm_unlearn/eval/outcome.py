@@ -30,7 +30,8 @@ DISTANCES = ("forget_acc", "forget_Q_A_Prob", "forget_inf_acc")
 COLLAPSED_BELOW = 0.1  # retain accuracy, as a share of the start model's
 AT_TARGET = {"updates_to_target": "step", "retain_at_target": "retain_acc", "retain_inf_at_target": "retain_inf_acc"}
 KEPT_AT_LEVEL = "kept_at_level"
-"""Retain accuracy of the model that the run delivers less what its forget probability lies above the target. At or
+"""Retain accuracy of the model that the run delivers less what its forget probability (or accuracy, as the target is
+read) lies above the target. At or
 below the target that is retain accuracy; a run that never got there has the number too, and pays for it one for one, so
 that no seed is lost to a comparison (an analysis by intention to treat, where `AT_TARGET` has only those who came).
 """
@@ -75,6 +76,8 @@ class Outcome:
     """Kind of the data it was evaluated on: image, world, tofu ...; empty where the results do not say."""
     primary: Mapping[str, Any] | None = None
     """The primary contrast as it was declared when the run was made."""
+    target_by: By = "prob"
+    """What had to come down to `target`: forget probability or forget accuracy."""
 
     @property
     def collapsed(self) -> bool:
@@ -119,14 +122,13 @@ class Outcome:
         return float(np.mean(found)) if found else None
 
     def at_target(self) -> Mapping[str, float] | None:
-        """Return the first evaluation at or below the target forget probability; None when it was never reached
-        (censored).
-        """
-        return None if self.target is None else first_at(self.trajectory, "forget_prob", self.target)
+        """Return the first evaluation at or below the target; None when it was never reached (censored)."""
+        return None if self.target is None else first_at(self.trajectory, f"forget_{self.target_by}", self.target)
 
     def kept_at_level(self) -> float | None:
-        """Return `KEPT_AT_LEVEL`; None where retain accuracy, forget probability or the target is not known."""
-        kept, forgot = ((self.metrics.get(name) or {}).get("value") for name in ("retain_acc", "forget_Q_A_Prob"))
+        """Return `KEPT_AT_LEVEL`; None where one of its parts is not known."""
+        forget = "forget_Q_A_Prob" if self.target_by == "prob" else "forget_acc"
+        kept, forgot = ((self.metrics.get(name) or {}).get("value") for name in ("retain_acc", forget))
         if kept is None or forgot is None or self.target is None:
             return None
         return kept - max(0.0, forgot - self.target)
@@ -135,8 +137,8 @@ class Outcome:
         """Return when the run was first seen to have forgotten enough, or until when it had not.
 
         Args:
-            by: "prob": down to the run's target, gold's forget probability plus its margin; "acc": down to gold's
-                forget accuracy. Both on the rows that are watched on the way.
+            by: "prob": down to the run's target, gold's forget probability plus its margin or what was given; "acc":
+                down to gold's forget accuracy. Both on the rows that are watched on the way.
             unit: updates; seconds or FLOPs of training, in proportion to the updates. Passes of a reference model are
                 in the FLOPs, evaluation on the way is in neither.
 
@@ -147,7 +149,8 @@ class Outcome:
         cost = 1.0 if unit == "updates" else self._per_update(unit)
         if level is None or cost is None:
             return None
-        return time_to(self.trajectory, f"forget_{by}", level, cost, self.stop not in (None, "max_steps", "edit"))
+        key = f"forget_{self.target_by if by == 'prob' else by}"
+        return time_to(self.trajectory, key, level, cost, self.stop not in (None, "max_steps", "edit"))
 
     def _per_update(self, unit: Unit) -> float | None:
         updates = self.cost.get("updates") or self.cost.get("steps")
@@ -229,6 +232,7 @@ def _outcome(folder: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -
         scenario=run.get("scenario") or "",
         data=content.get("data") or "",
         primary=run.get("primary"),
+        target_by=run.get("target_by") or "prob",
     )
 
 

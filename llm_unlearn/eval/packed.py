@@ -16,7 +16,7 @@ SERIES = ("step", "forget_prob", "forget_acc", "retain_acc", "retain_inf_acc", "
 BESIDE = ("gold", "start", "n")
 """What is kept of a metric besides its value: the same for all methods at one place."""
 PLACE = ("scenario", "architecture", "seed", "checkpoint", "control", "match", "start_step", "start_train_acc",
-         "start_held_out_acc", "request", "target")  # fmt: skip
+         "start_held_out_acc", "request", "target", "target_by")  # fmt: skip
 DIGITS = 6
 
 
@@ -102,7 +102,7 @@ def _outcome(run: Mapping[str, Any], content: Mapping[str, Any]) -> Outcome:
         kept_faults=run["kept_faults"],
         signs=run["signs"],
         primary=None if run["primary"] is None else content["primary"][run["primary"]],
-        **{name: place[name] for name in PLACE},
+        **{name: place[name] for name in PLACE if name in place},
     )
 
 

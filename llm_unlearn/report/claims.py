@@ -22,7 +22,7 @@ from llm_unlearn.eval.compare import paired_numbers
 from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.reach import horizon_of
 from llm_unlearn.report import published
-from llm_unlearn.report.course import MIN_SPREAD, times_by_place
+from llm_unlearn.report.course import MIN_SPREAD, one_level, times_by_place
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import MIN_SEEDS
 from llm_unlearn.report.paper_table import checkpoints
@@ -30,6 +30,8 @@ from llm_unlearn.report.text import DASH, counted, listed
 from llm_unlearn.stats import Interval, paired_difference, variance_ratio
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
+SET_BY_A_LEVEL = ("forget_acc", "forget_acc~gold")
+"""What a study that holds all runs to one forget level has decided itself."""
 BASELINES = ("early", "fit", "fit_scaled", "easy")
 """The published comparison, and the three without which it says nothing about grokking."""
 
@@ -40,7 +42,7 @@ class Claim:
 
     Attributes:
         words: what is claimed.
-        measure: as `Outcome.number` knows it, or "updates_to_gold_acc".
+        measure: as `Outcome.number` knows it; of a "time" one of `Outcome.time_until`.
         kind: what the effect is: a "difference" of shares, or the log ratio of a "time" or a "variance".
         sign: 1 where more is claimed, -1 where less is.
         published: effect in the claimed direction, in that unit; below 0 where the published table contradicts the
@@ -104,13 +106,20 @@ def claims(outcomes: Sequence[Outcome], group: str = "grok", baselines: Sequence
     """Return every published claim judged for `group` against every baseline that has runs, of one forget request and
     architecture.
     """
-    have = checkpoints(outcomes)
+    have, common = checkpoints(outcomes), one_level(outcomes)
     return [
-        _judged(claim, outcomes, group, baseline)
+        _set_by_design(claim, group, baseline)
+        if common and claim.measure in SET_BY_A_LEVEL
+        else _judged(claim, outcomes, group, baseline)
         for baseline in baselines
         if {group, baseline} <= set(have)
         for claim in published_claims()
     ]
+
+
+def _set_by_design(claim: Claim, group: str, baseline: str) -> Judged:
+    why = "the study brings every run to one forget level; see the area below the frontiers"
+    return Judged(claim, group, baseline, None, (), (), "cannot tell", why)
 
 
 def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
@@ -160,7 +169,8 @@ def _numbers(
     """Seed -> (group's, baseline's) number, and the step of the grid they lie on."""
     if claim.kind != "time":
         return paired_numbers(outcomes, method, group, baseline, claim.measure)
-    times = times_by_place([o for o in outcomes if o.method == method], "acc", "updates")
+    mine = [o for o in outcomes if o.method == method]
+    times = times_by_place(mine, "prob" if one_level(outcomes) else "acc", "updates")
     a, b = times.get((method, group), {}), times.get((method, baseline), {})
     seeds = sorted(a.keys() & b.keys())
     limit = horizon_of([side[s] for side in (a, b) for s in seeds])

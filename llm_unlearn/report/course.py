@@ -24,11 +24,13 @@ Found = dict[tuple[str, str, str], Difference]  # (method, group, baseline)
 
 
 def times_grid(
-    outcomes: Sequence[Outcome], pairs: Pairs = PAIRS, by: By = "acc", unit: Unit = "updates", words: str = ""
+    outcomes: Sequence[Outcome], pairs: Pairs = PAIRS, unit: Unit = "updates", words: str = ""
 ) -> Grid | None:
-    """Return how long it took to come down to gold's level: Kaplan-Meier median and restricted mean by method and
-    checkpoint, and paired differences of the latter; None where no run was watched.
+    """Return how long it took to come down to gold's forget accuracy, or to the one level of all runs of a study that
+    has one: Kaplan-Meier median and restricted mean by method and checkpoint, and paired differences of the latter;
+    None where no run was watched.
     """
+    by: By = "prob" if one_level(outcomes) else "acc"
     times = times_by_place(outcomes, by, unit)
     if not times:
         return None
@@ -60,7 +62,7 @@ def times_grid(
     def also(key: tuple[str, str, str]) -> str:
         return "" if np.isnan(ranks[key]) else f"; log-rank {p_value(ranks[key])}"
 
-    level = "gold's forget accuracy" if by == "acc" else "gold's forget probability plus its margin"
+    level = "gold's forget accuracy" if by == "acc" else "the forget level, the same for all"
     notes = (
         f"Median of the Kaplan-Meier curve (mean up to the {unit_words} every run of the method was watched for), runs "
         "that got there / all; of one run its own time. A run that never did counts to the end of the budget; one that "
@@ -72,8 +74,16 @@ def times_grid(
     return _grid(title, _methods(times), checkpoints(outcomes), shown, told, found, notes, also=also, scale=scale)
 
 
+def one_level(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every run of a seed was held to the same forget level, whatever it started from."""
+    targets: dict[tuple[str, int], set[float | None]] = {}
+    for o in outcomes:
+        targets.setdefault((o.scenario, o.seed), set()).add(o.target)
+    return bool(targets) and all(len(found) == 1 and None not in found for found in targets.values())
+
+
 def times_by_place(outcomes: Sequence[Outcome], by: By, unit: Unit) -> dict[tuple[str, str], dict[int, Time]]:
-    """Return (method, checkpoint) -> seed -> time to gold's level, of the runs that were watched."""
+    """Return (method, checkpoint) -> seed -> time to the level (`Outcome.time_until`) of the runs that were watched."""
     out: dict[tuple[str, str], dict[int, Time]] = {}
     for o in outcomes:
         if (time := o.time_until(by, unit)) is not None:
@@ -82,10 +92,13 @@ def times_by_place(outcomes: Sequence[Outcome], by: By, unit: Unit) -> dict[tupl
 
 
 def frontier_limits(outcomes: Sequence[Outcome], forget: str = "forget_acc") -> tuple[float, float] | None:
-    """Return the forget levels between which every run can be judged: the lowest of gold's, and the lowest of a start
-    model's on the rows watched; None where they leave no room or are not known.
+    """Return the forget levels between which every run can be judged: the lowest of gold's or, of runs that were all
+    held to one level of accuracy, that level, since none was tuned to go further; and the lowest of a start model's on
+    the rows watched. None where they leave no room or are not known.
     """
     gold = [(o.metrics.get("forget_acc") or {}).get("gold") for o in outcomes]
+    if one_level(outcomes) and all(o.target_by == "acc" for o in outcomes):
+        gold = [o.target for o in outcomes]
     starts = [o.trajectory[0][forget] for o in outcomes if o.trajectory and forget in o.trajectory[0]]
     known = [g for g in gold if g is not None]
     return (min(known), min(starts)) if known and starts and min(known) < min(starts) else None
@@ -135,9 +148,9 @@ def frontier_grid(
 
     which = f"{kept.split('_')[0]} accuracy" + (" relative to the start's" if relative else "")
     notes = (
-        f"Mean over forget accuracies from {limits[0]:.2f} (the lowest of gold's) to {limits[1]:.2f} (the lowest "
-        f"start) of the best {which} of any step that forgot as far, on the rows watched on the way; ± standard "
-        "deviation over seeds.",
+        f"Mean over forget accuracies from {limits[0]:.2f} (the lowest of gold's, or the level of all runs) to "
+        f"{limits[1]:.2f} (the lowest start) of the best {which} of any step that forgot as far, on the rows watched "
+        "on the way; ± standard deviation over seeds.",
         "Differences: paired by seed [95 % interval], Holm over methods and pairs.",
     )
     title = f"Area below the frontier of forget and {which}" + (f": {words}" if words else "")

@@ -119,6 +119,7 @@ def check_arms(config: StudyConfig, suite: Suite) -> None:
         _check_names(part.methods, config.methods, f"{where}methods", "method")
         _check_names(part.scenarios, config.scenarios, f"{where}{grid}scenarios", "scenario")
         _once(part.seeds, f"{where}seeds")
+    _check_names(tuple(config.levels), config.scenarios, "levels", "scenario")
     if config.primary is not None:
         _check_primary(config, config.primary, suite)
 

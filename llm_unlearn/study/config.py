@@ -104,6 +104,12 @@ class StudyConfig(Config):
     grid_scenarios: tuple[str, ...] = Field(
         default=(), description="Which of `scenarios` the grid has; empty: all of them. The others are for `extra`."
     )
+    levels: dict[str, float] = Field(
+        default_factory=dict,
+        description="Name in `scenarios` -> forget level (see unlearn.stop.by) that every run of it is to reach, the "
+        "same for all checkpoints. Without it each run is held to its own gold's, which differs between checkpoints "
+        "wherever a model can guess right what it never saw: then one has to forget more than another.",
+    )
     extra: tuple[Extra, ...] = Field(
         default=(),
         description="Cells beyond the grid of seeds x scenarios x checkpoints x methods, for example more seeds for "

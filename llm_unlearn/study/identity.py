@@ -25,6 +25,7 @@ LATER: dict[str, Any] = {
     "config.optim.optimizer": "adamw",
     "config.scenario.classes": [],
     "config.scenario.share": None,
+    "config.stop.by": "prob",
 }
 """Key of a spec that came after the first studies -> the value at which a run is what it was before. A new key of a
 config that a cell holds belongs here; without it every study would run again.

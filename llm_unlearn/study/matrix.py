@@ -248,6 +248,8 @@ def unlearn_config(
     )
     if place.scenario:
         values["scenario"] = gold["scenario"]
+    if place.scenario in config.levels and isinstance(values["stop"], Mapping):
+        values["stop"] = {**values["stop"], "target": config.levels[place.scenario]}
     checked = build_config(UnlearnConfig, values, f"study method {name}")
     known_method(checked.method.name, "methods")
     try:

@@ -231,7 +231,7 @@ def draw_of(result: Mapping[str, Any], floor: float | None = None) -> Draw:
     start, kept = result["start"], result["kept"]
     falls = [start[name] - kept[name] for name in KEPT if name in kept]
     enough = left(kept, start) >= (floor or 0.0)
-    found = Draw(kept["forget_prob"] - result["target"], sum(falls) / len(falls), enough)
+    found = Draw(kept[f"forget_{result.get('target_by', 'prob')}"] - result["target"], sum(falls) / len(falls), enough)
     return found if math.isfinite(found.excess) and math.isfinite(found.damage) else DIVERGED
 
 

@@ -75,7 +75,12 @@ class StopConfig(Config):
     every: int = Field(default=2, ge=1, description="Updates between evaluations on a small fixed subset.")
     items: int = Field(default=100, ge=4, description="Most items of a split in that subset.")
     until: Literal["max_steps", "target"] = Field(
-        default="target", description="target: stop once the forget probability is at or below it."
+        default="target", description="target: stop once what `by` reads is at or below it."
+    )
+    by: Literal["prob", "acc"] = Field(
+        default="prob",
+        description="What is to come down to the target, and is called forget probability in the other options: prob: "
+        "mean probability of the forgotten answers. acc: share of them that the model gives, the UA of images.",
     )
     target: float | None = Field(
         default=None,

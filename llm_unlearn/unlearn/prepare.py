@@ -73,10 +73,11 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
     """
 
     splits: Mapping[str, Sequence[QARow]] = eval_splits(start.corpus, start.request)
+    by = config.stop.by
 
     def scores(judge: AnswerModel, split: str) -> tuple[float, float]:
-        _, loss, probability = quick_scores(judge, _few_items(config, start, tokenizer, splits[split]))
-        return probability, -loss
+        accuracy, loss, probability = quick_scores(judge, _few_items(config, start, tokenizer, splits[split]))
+        return probability if by == "prob" else accuracy, -loss
 
     unseen = scores(model, "holdout") if "holdout" in splits else None
     if config.gold is not None:
@@ -95,17 +96,17 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
             gold_kind(start.origin),
         )
         gold = answer_model(load_model(config.gold, config.dtype)).to(next(model.parameters()).device)
-        source, (probability, logp) = "gold", scores(gold, "forget")
+        source, (found, logp) = "gold", scores(gold, "forget")
     elif unseen is not None:
-        source, (probability, logp) = "never seen", unseen
+        source, (found, logp) = "never seen", unseen
     else:
-        source, probability, logp = "start", None, None
+        source, found, logp = "start", None, None
     unseen_logp = None if unseen is None else unseen[1]
     if config.stop.target is not None:
-        return Level(config.stop.target, "given", logp, unseen_logp)
-    if probability is None:
-        return Level(SHARE_OF_START * scores(model, "forget")[0], source)
-    return Level(probability + config.stop.margin, source, logp, unseen_logp)
+        return Level(config.stop.target, "given", logp, unseen_logp, by)
+    if found is None:
+        return Level(SHARE_OF_START * scores(model, "forget")[0], source, by=by)
+    return Level(found + config.stop.margin, source, logp, unseen_logp, by)
 
 
 def _alternates(config: UnlearnConfig, start: Start, model: AnswerModel | None, tokenizer: Any) -> Alternates:

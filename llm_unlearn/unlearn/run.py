@@ -108,6 +108,7 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
         "start": watch.line(0),
         "kept": watch.line(kept),
         "target": level.target,
+        "target_by": level.by,
         "target_from": level.source,
         "alarms": watch.alarms,
         "kept_faults": watch.faults(kept),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged
@@ -28,7 +28,8 @@ class Level:
     """What counts as forgotten.
 
     Attributes:
-        target: forget probability (mean length-normalised probability of the forget answers) to come down to.
+        target: level to come down to: forget probability (mean length-normalised probability of the forget answers),
+            or with `by` = "acc" forget accuracy.
         source: where it is from: "given", "gold", "never seen" or "start".
         logp: mean log-probability of an answer token, in nats, of a model that does not know them; None if unknown.
         unseen_logp: that of the start model on items like the forgotten ones that it was never trained on (split
@@ -39,6 +40,11 @@ class Level:
     source: str
     logp: float | None = None
     unseen_logp: float | None = None
+    by: Literal["prob", "acc"] = "prob"
+
+    def of(self, line: Line) -> float:
+        """Return what an evaluation says of the forgotten, to be held against the target."""
+        return line[f"forget_{self.by}"]
 
 
 def kept(line: Line, start: Line) -> float:
@@ -71,8 +77,8 @@ def keep_rank(line: Line, start: Line, level: Level, stop: StopConfig) -> tuple[
     what was kept less what the forget probability lies above the target.
     """
     enough = left(line, start) >= max(stop.floor or 0.0, stop.collapse or 0.0)
-    score = kept(line, start) - max(0.0, line["forget_prob"] - level.target)
-    forgotten = line["forget_prob"] <= level.target
+    score = kept(line, start) - max(0.0, level.of(line) - level.target)
+    forgotten = level.of(line) <= level.target
     return enough, forgotten, not over_forgotten(line, start, level, stop.over_forget), score
 
 
@@ -87,7 +93,7 @@ def stop_reason(line: Line, start: Line, level: Level, stop: StopConfig) -> str 
         return "collapse"
     if stop.floor is not None and share < stop.floor:
         return "floor"
-    if stop.until == "target" and line["forget_prob"] <= level.target:
+    if stop.until == "target" and level.of(line) <= level.target:
         return "target"
     return None
 
@@ -158,7 +164,8 @@ class UnlearnWatch:
         start, line = self.line(0), self.line(step)
         if start is None or line is None:
             return "not evaluated"
-        parts = [f"forget probability {start['forget_prob']:.2f} -> {line['forget_prob']:.2f} (target "]
+        what = "probability" if self.level.by == "prob" else "accuracy"
+        parts = [f"forget {what} {self.level.of(start):.2f} -> {self.level.of(line):.2f} (target "]
         parts.append(f"{self.level.target:.2f}), retain accuracy ")
         if "retain_acc" not in line:
             return "".join(parts[:1]) + f"{self.level.target:.2f})"

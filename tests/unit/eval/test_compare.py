@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +357,8 @@ def test_what_was_kept_at_the_level_is_there_for_runs_that_never_got_to_it():
     assert short.number("retain_at_target") is None
     assert run(retain_acc=0.9, forget_Q_A_Prob=0.2, target=None).number("kept_at_level") is None
     assert run(retain_acc=0.9).number("kept_at_level") is None
+    by_acc = replace(run(retain_acc=0.9, forget_acc=0.45, forget_Q_A_Prob=0.1), target_by="acc")
+    assert by_acc.number("kept_at_level") == pytest.approx(0.9 - (0.45 - 0.25))
     seeds = [run(checkpoint=k, seed=s, retain_acc=a - s / 50, forget_Q_A_Prob=0.25 + missed, path=NEVER)
              for k, a, missed in (("fit", 0.9, 0.1), ("grok", 0.9, 0.0)) for s in (0, 1, 2)]  # fmt: skip
     found = {c.measure: c for c in compare(seeds).contrasts}

@@ -15,7 +15,7 @@ from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.report import published
 from llm_unlearn.report.claims import Claim, claims, claims_grid, judge, published_claims
 from llm_unlearn.report.collect import ReportData
-from llm_unlearn.report.course import frontier_areas, frontier_grid, frontier_limits, spread_grid, times_grid
+from llm_unlearn.report.course import frontier_areas, frontier_grid, frontier_limits, one_level, spread_grid, times_grid
 from llm_unlearn.report.html import render
 from llm_unlearn.report.paper import paper
 from llm_unlearn.report.paper_table import Place, by_place, differences, layout
@@ -136,7 +136,27 @@ def test_times_count_runs_that_never_got_there():
     seconds = times_grid(runs, unit="seconds")
     assert seconds is not None
     assert cells(seconds, "ga")[2] == "2.5 (mean 2.5), 3/3"
-    assert times_grid(runs, by="prob") is None, "forget probability was not watched"
+    common = times_grid([replace(o, target=0.65, target_by="acc") for o in runs])
+    assert common is not None
+    assert "the same for all" in common.title
+    assert cells(common, "ga")[1:3] == ("15 (mean 15), 3/3", "5 (mean 5), 3/3")
+    assert times_grid([replace(o, target=0.65) for o in runs]) is None, "forget probability was not watched"
+
+
+def test_what_one_forget_level_for_all_decides_is_not_judged():
+    """Held to its own gold a checkpoint whose gold names more of what it never saw has less to forget."""
+    runs = study(early=EARLY, grok=GROK)
+    own = [replace(o, target=0.5 if o.checkpoint == "early" else 0.9) for o in runs]
+    common = [replace(o, target=0.5, target_by="acc") for o in runs]
+    assert (one_level(own), one_level(common), one_level(runs)) == (False, True, False)
+    judged = {j.claim.words: j for j in claims(common, "grok", ("early",))}
+    for words in ("UA after unlearning is lower", "UA comes nearer to gold's", "UA varies less over seeds"):
+        assert judged[words].effect is None
+        assert "one forget level" in judged[words].why
+    assert judged["TA after unlearning is higher"].verdict == "holds"
+    assert next(j for j in claims(own, "grok", ("early",)) if j.claim.words.startswith("UA after")).effect is not None
+    assert frontier_limits(runs) == (0.4, 1.0)
+    assert frontier_limits(common) == (0.5, 1.0), "nobody was tuned to go further"
 
 
 def test_frontier_areas_by_hand():

@@ -10,6 +10,7 @@ from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.identity import LATER, as_before
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.tune import plan_tuning
+from llm_unlearn.unlearn.config import UnlearnConfig
 
 CONFIGS = Path(__file__).parents[3] / "recipes/configs/study"
 KNOWN = {  # of the cells' ids before images, SAM and the rest; a new key belongs into LATER
@@ -35,8 +36,10 @@ def test_what_came_later_is_left_out_only_at_the_value_it_always_had():
 
 def test_the_values_are_the_defaults():
     """Else the id of a run with the default would be that of another one."""
-    defaults = flatten({"config": GrokConfig().model_dump(mode="json")})
-    assert {key: defaults[key] for key in LATER} == LATER
+    found = [flatten({"config": cls().model_dump(mode="json")}) for cls in (GrokConfig, UnlearnConfig)]
+    for defaults in found:
+        assert {key: defaults[key] for key in LATER if key in defaults} == {k: LATER[k] for k in LATER if k in defaults}
+    assert not LATER.keys() - {key for defaults in found for key in defaults}
 
 
 def test_a_knob_that_came_later_is_in_the_id_where_it_is_turned():

@@ -110,6 +110,15 @@ def test_a_larger_study_keeps_the_cells_of_the_smaller():
     assert changed == ["npo"] * 4
 
 
+def test_one_forget_level_for_every_checkpoint_of_a_scenario():
+    scenarios = {"all": {"kind": "author", "size": 2}, "some": {"kind": "fact", "size": 4}}
+    cells = [c for c in planned(scenarios=scenarios, levels={"some": 0.25}) if c.kind == "unlearn"]
+    found = {(c.spec["scenario"], c.spec["config"]["stop"]["target"]) for c in cells}
+    assert found == {("all", None), ("some", 0.25)}
+    with pytest.raises(UserError, match="unknown scenario 'none' in levels; known: all, some"):
+        planned(scenarios=scenarios, levels={"none": 0.25})
+
+
 def test_a_metric_with_a_new_meaning_is_evaluated_again(monkeypatch):
     before = planned()
     monkeypatch.setitem(METRICS, "truth_ratio", replace(METRICS["truth_ratio"], version=9))

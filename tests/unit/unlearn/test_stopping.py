@@ -40,6 +40,15 @@ def test_the_score_of_a_step_by_hand(forget, retain, score):
     assert keep_rank(line(forget, retain), START, GOLD, FREE) == (True, forget <= 0.1, True, pytest.approx(score))
 
 
+def test_forget_accuracy_may_be_what_comes_down():
+    level = Level(0.5, "given", by="acc")
+    far, near = ({**line(), "forget_prob": p, "forget_acc": a} for p, a in ((0.1, 0.8), (0.9, 0.5)))
+    assert [stop_reason(its, line(), level, StopConfig(by="acc")) for its in (far, near)] == [None, "target"]
+    ranks = [keep_rank(its, line(), level, StopConfig(by="acc")) for its in (far, near)]
+    assert [rank[1] for rank in ranks] == [False, True]
+    assert ranks[1][3] - ranks[0][3] == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(
     ("better", "worse"),
     [
