@@ -107,10 +107,6 @@ def work(root: Path, jobs: dict[str, list[Job]], steps: int) -> None:
     from llm_unlearn.errors import Interrupted
     from llm_unlearn.train.checkpoint import newest_valid, verify
 
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # for inference alone, and takes a minute to build
     Accelerator.end_training = lambda self: None  # it would end the process group, and starting is most of the time
     for engine, its in jobs.items():
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(root / f"{engine}.json")
