@@ -1,6 +1,6 @@
 """Train the same runs on one process and under DeepSpeed ZeRO-1, 2 and 3 on two (gloo, CPU). Compared are the losses
-step by step, the final weights (beside how far unlearning moved them), and runs that were interrupted and resumed under
-the same or another engine.
+step by step, the final weights (beside how far unlearning moved them), and runs that were killed, or asked to end by a
+SIGTERM to one process, and resumed under the same or another engine.
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import platform
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,22 +47,28 @@ SMALL = {  # of the shipped configs: a tiny model would else be one bucket, and 
     "zero3": {"reduce_bucket_size": 20_000, "stage3_param_persistence_threshold": 0},
 }
 ENGINES = ("zero1", "zero2", "zero3")
-MOVED = ("one_to_zero3", "zero3_to_one")  # finetune, stopped under one engine and resumed under another
+MOVED = ("one_to_zero3", "zero3_to_one")  # finetune, begun under one engine and ended under another
+STRUCK = ("whole", "killed", "asked")  # what befalls a run: nothing, its end after 3/5, SIGTERM to its last process
+Job = tuple[str, str, str]  # folder, case, one of STRUCK
 
 
 class Killed(Exception):
-    """What ends the run that is resumed."""
+    """What ends a run that is resumed from its newest state."""
 
 
-class Stopper:
-    """A callback that dies after a step."""
+class Striker:
+    """A callback of fine-tunings, also of those that nothing befalls, so that callbacks' memories agree."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, how: str, step: int) -> None:
+        self.how, self.step = how, step
 
     def __call__(self, run: Any) -> None:
-        if run.step == self.step:
+        if run.step != self.step or self.how == "whole":
+            return
+        if self.how == "killed":
             raise Killed
+        if run.accelerator.is_last_process:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -71,8 +77,8 @@ class Stopper:
         """Nothing is remembered."""
 
 
-def train(case: str, settings: list[str], start: Path, stop_at: int | None = None) -> None:
-    """Run a case in this process, which may be one of several."""
+def train(root: Path, job: Job, steps: int) -> None:
+    """Run a job in this process, which may be one of several."""
     from accelerate.state import AcceleratorState
 
     from llm_unlearn.config import load_config
@@ -83,52 +89,59 @@ def train(case: str, settings: list[str], start: Path, stop_at: int | None = Non
     from llm_unlearn.unlearn.run import run_unlearn
 
     AcceleratorState._reset_state(reset_partial_state=False)
+    name, case, how = job
     recipe, own = CASES[case]
-    given = [*LOOP, *own, *settings]
+    given = [*LOOP, *own, f"loop.max_steps={steps}", f"loop.save_every={max(steps // 2, 1)}", f"out={root / name}"]
     if recipe == "grok":
         train_grok(load_config(GrokConfig, None, given))
     elif recipe == "unlearn":
-        run_unlearn(load_config(UnlearnConfig, None, [*given, f"model={start}"]))
+        run_unlearn(load_config(UnlearnConfig, None, [*given, f"model={root / 'start'}"]))
     else:
-        # in both parts of a stopped run, so that callbacks' memories agree
-        finetune(load_config(FinetuneConfig, None, given), [Stopper(-1 if stop_at is None else stop_at)])
+        finetune(load_config(FinetuneConfig, None, given), [Striker(how, 3 * steps // 5)])
 
 
-def work(root: Path, engine: str, cases: list[str], stopped: list[str], resumed: list[str], steps: int) -> None:
-    """Run cases under an engine, stop some runs after 3/5 of their steps, resume others."""
-    from accelerate import Accelerator
+def work(root: Path, jobs: dict[str, list[Job]], steps: int) -> None:
+    """Run each engine's jobs, one after the other; the last of all ends this process if it is asked to end."""
+    from accelerate import Accelerator, PartialState
+
+    from llm_unlearn.errors import Interrupted
+    from llm_unlearn.train.checkpoint import newest_valid, verify
 
     Accelerator.end_training = lambda self: None  # it would end the process group, and starting is most of the time
-    settings = [f"loop.max_steps={steps}", f"loop.save_every={max(steps // 5, 1)}"]
-    for name in cases:
-        began = time.perf_counter()
-        train(name, [*settings, f"out={root / engine / name}"], root / "start")
-        print(f"{name}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    for name in stopped:
-        with contextlib.suppress(Killed):
-            train("finetune", [*settings, f"out={root / name}"], root / "start", 3 * steps // 5)
-    for name in resumed:
-        train("finetune", [*settings, f"out={root / name}"], root / "start")
+    for engine, its in jobs.items():
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(root / f"{engine}.json")
+        for job in its:
+            began = time.perf_counter()
+            try:
+                train(root, job, steps)
+            except Killed:
+                pass
+            except Interrupted as ended:
+                newest = newest_valid(root / job[0] / "checkpoints")
+                told = {"code": ended.code, "saved_step": newest and verify(newest)["step"]}
+                (root / f"{job[0]}.ended{PartialState().process_index}").write_text(json.dumps(told))
+                if job == list(jobs.values())[-1][-1]:
+                    raise
+            print(f"{engine} {' '.join(job)}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
 
 
-def launch(root: Path, engine: str, *work_args: list[str], steps: int) -> float:
-    """Run `work` in one process, or under an engine in two; return the seconds it took."""
-    program = [str(Path(__file__).resolve()), "--out", str(root), "--steps", str(steps), "--work", engine]
-    program += [",".join(names) for names in work_args]
-    command = [sys.executable, *program]
+def launch(root: Path, jobs: dict[str, list[Job]], steps: int) -> float:
+    """Run `work` in two processes under DeepSpeed; return the seconds it took."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed builds an extension with ninja
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    if engine != "one":
+    for engine in jobs:
         config = json.loads((ROOT / "recipes" / "launch" / "deepspeed" / f"{engine}.json").read_text())
         config["zero_optimization"] |= SMALL[engine]
         (root / f"{engine}.json").write_text(json.dumps(config))
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--use_deepspeed"]
-        command += ["--deepspeed_config_file", str(root / f"{engine}.json"), "--num_processes", "2"]
-        command += ["--num_machines", "1", "--main_process_port", "0", *program]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--use_deepspeed"]
+    command += ["--deepspeed_config_file", str(root / f"{engine}.json"), "--num_processes", "2"]
+    command += ["--num_machines", "1", "--main_process_port", "0", str(Path(__file__).resolve())]
+    command += ["--out", str(root), "--steps", str(steps), "--work", json.dumps(jobs)]
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"{engine}: exit code {done.returncode}\n{done.stdout[-6000:]}")
+    asked = list(jobs.values())[-1][-1][2] == "asked"
+    if asked != (done.returncode != 0 and "exitcode  : 143" in done.stdout):
+        raise SystemExit(f"exit code {done.returncode}\n{done.stdout[-6000:]}")
     return time.perf_counter() - began
 
 
@@ -155,6 +168,12 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     return found
 
 
+def same_bits(one: Path, other: Path) -> bool:
+    """Return whether two runs left the same weights and logged the same losses."""
+    left = ("final/model.safetensors", "train_log.jsonl")
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in left)
+
+
 def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
     """Return the largest difference of two models' weights."""
     return max(float((b[name] - weight).abs().max()) for name, weight in a.items())
@@ -167,43 +186,58 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        engine, *names = args.work
-        work(args.out, engine, *([n for n in part.split(",") if n] for part in names), steps=args.steps)
+        from llm_unlearn.errors import run_main
+
+        jobs = {engine: [tuple(job) for job in its] for engine, its in json.loads(args.work).items()}
+        run_main(lambda: work(args.out, jobs, args.steps))
         return
-    engines, cases = args.engines.split(","), args.cases.split(",")
     with tempfile.TemporaryDirectory() as folder:
         runs = args.runs or Path(folder)
         runs.mkdir(parents=True, exist_ok=True)
-        result = measure(runs, engines, cases, args.steps)
+        result = measure(runs, {name: args.cases.split(",") for name in args.engines.split(",")}, args.steps)
     result = {"command": f"python benchmarks/engines.py --cases {args.cases} --steps {args.steps}", **result}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
-def measure(root: Path, engines: list[str], cases: list[str], steps: int) -> dict[str, Any]:
-    """Run everything below a folder and compare."""
-    moves = "zero3" in engines and "finetune" in cases
+def jobs_of(engine: str, cases: list[str]) -> list[Job]:
+    """Return what is run under a ZeRO engine: every case, and `finetune` stopped and gone on with."""
+    jobs: list[Job] = [(f"{engine}/{case}", case, "whole") for case in cases]
+    if "finetune" in cases:
+        for how in ("killed", "asked"):
+            jobs += [(f"{engine}_{how}", "finetune", how), (f"{engine}_{how}", "finetune", "whole")]
+        if engine == "zero3":
+            jobs += [(MOVED[0], "finetune", "whole"), (MOVED[1], "finetune", "asked")]
+    return jobs
+
+
+def measure(root: Path, asked: dict[str, list[str]], steps: int) -> dict[str, Any]:
+    """Run each engine's cases below a folder and compare. What is run on one process is run in this one."""
+    began, moves = time.perf_counter(), "finetune" in asked.get("zero3", [])
+    cases = list(dict.fromkeys(name for its in asked.values() for name in its))
     if any(CASES[name][0] == "unlearn" for name in cases):
-        launch(root, "one", ["finetune"], [], [], steps=20)
-        shutil.move(root / "one" / "finetune", root / "start")
-    seconds = {"one": launch(root, "one", cases, [MOVED[0]] if moves else [], [], steps=steps)}
-    for engine in engines:
-        same = [f"{engine}_resumed"] if "finetune" in cases else []
-        here = moves and engine == "zero3"
-        seconds[engine] = launch(
-            root, engine, cases, [*same, *([MOVED[1]] if here else [])], [*same, *([MOVED[0]] if here else [])],
-            steps=steps,
-        )  # fmt: skip
+        train(root, ("start", "finetune", "whole"), 20)
+    for case in cases:
+        train(root, (f"one/{case}", case, "whole"), steps)
     if moves:
-        launch(root, "one", [], [], [MOVED[1]], steps=steps)
-    runs = [f"{engine}/{case}" for engine in engines for case in cases]
-    runs += [f"{engine}_resumed" for engine in engines if "finetune" in cases] + (list(MOVED) if moves else [])
+        with contextlib.suppress(Killed):
+            train(root, (MOVED[0], "finetune", "killed"), steps)
+    seconds = {"one": time.perf_counter() - began}
+    jobs = {engine: jobs_of(engine, asked[engine]) for engine in ENGINES if engine in asked}
+    seconds["engines"] = launch(root, jobs, steps)
+    if moves:
+        train(root, (MOVED[1], "finetune", "whole"), steps)
+    runs = list(dict.fromkeys(name for its in jobs.values() for name, _, _ in its))
     found = {
         name: compare(root / "one" / (Path(name).name if "/" in name else "finetune"), root / name) for name in runs
     }
+    for name in runs:  # resumed under the same engine
+        if name.endswith(("_killed", "_asked")):
+            found[name]["bit_identical"] = same_bits(root / name.partition("_")[0] / "finetune", root / name)
+        found[name]["ended"] = [json.loads(path.read_text()) for path in sorted(root.glob(f"{name}.ended*"))]
     return {
         "steps": steps, "processes": 2, "runs": found, "seconds": seconds,
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},

@@ -14,13 +14,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import
 
 import torch  # noqa: E402
 
@@ -84,13 +86,11 @@ class Bench:
         save_model(folder / "warm", lm, tokenizer, {})
         load_model(str(folder / "warm"))
 
-    def go(self, job: str, out: Path) -> None:
+    def go(self, job: str, out: Path, more: Sequence[str] = ()) -> None:
         """Run a job to its end, in this process."""
         function, config, given = JOBS[job]
-        start = self.folder / "start"
-        function(
-            load_config(config, None, [*given, *([f"model={start}"] if config is UnlearnConfig else []), f"out={out}"])
-        )
+        start = [f"model={self.folder / 'start'}"] if config is UnlearnConfig else []
+        function(load_config(config, None, [*given, *start, f"out={out}", *more]))
 
     def begin(self, work: Callable[[], None], said: Path | None = None) -> int:
         """Fork; the child runs `work` as a program does, and ends with its exit code. Return its process id."""

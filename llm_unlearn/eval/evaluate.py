@@ -18,6 +18,7 @@ from llm_unlearn.eval.compute import Line, compute, values
 from llm_unlearn.eval.lm_eval import Harness, measure, open_tasks
 from llm_unlearn.eval.metrics.base import Record
 from llm_unlearn.eval.metrics.collapse import signs_of_collapse
+from llm_unlearn.eval.metrics.table import METRICS
 from llm_unlearn.eval.pairs import score_pairs
 from llm_unlearn.eval.peer_log import PeerLog, write_log
 from llm_unlearn.eval.score import PEER_LOG, RESULTS, ModelScores, score_model
@@ -69,6 +70,7 @@ def evaluate(
     if lm_eval and shard.size > 1:
         raise UserError("--lm-eval runs in one process; call it again without the launcher, scores are kept")
     suite = suite.on(eval_splits(corpus, request))
+    _check_wrong_answers(suite, eval_splits(corpus, request))
     harness = open_tasks(reference, lm_eval, lm_eval_include) if lm_eval else None  # mistakes show before hours of work
     ask = partial(score_model, suite=suite, corpus=corpus, request=request, fmt=fmt, shard=shard)
     if gold is not None:
@@ -116,6 +118,20 @@ def evaluate(
     if not corpus.given and corpus.kind != "image":  # the log is of TOFU's splits
         write_log(folder / PEER_LOG, told["after"], numbers)
     return {**result, "folder": str(folder)}
+
+
+def _check_wrong_answers(suite: Suite, rows: Mapping[str, Sequence[QARow]]) -> None:
+    """Refuse, before a model is run, rows without the wrong answers that a metric of the suite cannot do without."""
+    for name, entry in suite.config.metrics.items():
+        metric = METRICS[entry.metric]
+        if metric.kind != "item" or "perturbed" not in metric.needs or metric.name == "probability_paraphrase":
+            continue
+        for i, row in enumerate(rows.get(entry.split, ())):
+            if not row.perturbed_answer:
+                raise UserError(
+                    f"{name}: row {i + 1} of '{entry.split}' has no perturbed answers, which {metric.name} reads; "
+                    "choose another suite, or data that has them"
+                )
 
 
 def _label(label: str, names: Mapping[str, str]) -> str:

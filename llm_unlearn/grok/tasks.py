@@ -71,7 +71,7 @@ class SamTask:
 
     def __init__(self, task: FitTask, rho: float) -> None:
         self.task, self.rho = task, rho
-        self.n_micro, self.tokens = task.n_micro, task.tokens
+        self.n_micro, self.tokens, self.pad_id, self.drawn = task.n_micro, task.tokens, task.pad_id, task.drawn
 
     def micro_batches(self, step: int) -> Iterator[tuple[Batch, float]]:
         """Yield the micro-batches of the task."""

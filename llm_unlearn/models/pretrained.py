@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +63,7 @@ def build_model(config: ModelConfig, tokenizer: Any, seed: int) -> Any:
         raise UserError("model.net: is for images; set data.kind (digits, ...), or leave it out")
     if config.name is not None:
         _refuse_alpha(config)
-        lm = load_model(config.name, config.dtype)
+        lm = load_model(config.name, config.dtype, to_train=True)
         check_vocabulary(lm, tokenizer, config.name)
     elif isinstance(tokenizer, Classes):
         if config.alpha != 1.0:
@@ -163,21 +164,33 @@ def locate(reference: str) -> str:
     return str(folder)
 
 
-def load_model(reference: str, dtype: DType = "float32") -> Any:
+def load_model(reference: str, dtype: DType = "float32", *, to_train: bool = False) -> Any:
     """Load a causal LM, or a classifier of ours; a folder that holds a LoRA adapter is loaded as its base with the
     adapter merged.
 
-    Raises UserError (one line) for what is not there, not complete, or not safe to load, and for an adapter that does
-    not fit its base or was trained on another one.
+    Raises UserError (one line) for what is not there, not complete, or not safe to load, for an adapter that does not
+    fit its base or was trained on another one, and for quantised weights `to_train`.
     """
     name = locate(reference)
     if is_adapter(Path(name)):
         return _load_adapter(Path(name), dtype)
+    path = Path(name) / "config.json"
+    if to_train and path.is_file():  # before it is loaded, for which a library might be missing
+        _refuse_quantised(name, _read_json(path))
     if model_type(name) == MODEL_TYPE:
         return load_checked(ImageClassifier, name, dtype)
     from transformers import AutoModelForCausalLM
 
-    return load_checked(AutoModelForCausalLM, name, dtype)
+    lm = load_checked(AutoModelForCausalLM, name, dtype)
+    if to_train:
+        _refuse_quantised(name, lm.config.to_dict())
+    return lm
+
+
+def _refuse_quantised(name: str, config: Mapping[str, Any]) -> None:
+    if given := config.get("quantization_config"):
+        how = given.get("quant_method", "unknown method")
+        raise UserError(f"{name}: its weights are quantised ({how}), which cannot be trained; give the full ones")
 
 
 def load_checked(loader: Any, name: str, dtype: DType) -> Any:

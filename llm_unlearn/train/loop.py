@@ -17,9 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import Diverged, Interrupted, UserError
 from llm_unlearn.interrupt import noted
 from llm_unlearn.log import JsonlLog, get_logger, progress
@@ -28,6 +30,7 @@ from llm_unlearn.models.checkpointing import checkpoint_activations
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.ending import Ending
 from llm_unlearn.train.engine import check_engine, prepare, process_group, stage
+from llm_unlearn.train.finite import refuse_non_finite
 from llm_unlearn.train.lock import locked
 from llm_unlearn.train.optimizer import make_optimizer
 from llm_unlearn.train.resume import load_resume, save_resume
@@ -44,6 +47,11 @@ class Task(Protocol):
     """What is trained: micro-batches of a step, and their loss."""
 
     n_micro: int
+    pad_id: int
+
+    def drawn(self, step: int) -> Mapping[str, tuple[np.ndarray, Sequence[Item]]]:
+        """Return the items of a step over all processes, by sort: (batch,) numbers, and what they number."""
+        ...
 
     def micro_batches(self, step: int) -> Iterable[Any]:
         """Yield this process' `n_micro` micro-batches of a step (counted from 0), on the CPU."""
@@ -142,7 +150,8 @@ def make_accelerator(
     `unused_parameters` says that no forward pass of a step reaches some of the trained weights, which several processes
     have to know in advance.
 
-    Raises UserError as `check_engine` does, and for a tracker that is not installed.
+    Raises UserError as `check_engine` does, for a tracker that is not installed, and for a precision that this machine
+    does not have.
     """
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
@@ -157,17 +166,24 @@ def make_accelerator(
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
         )  # Accelerate imports deepspeed, which otherwise searches and warns
-    accelerator = Accelerator(
-        mixed_precision=loop.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=n_micro, sync_with_dataloader=False),
-        log_with=None if loop.tracker == "none" else loop.tracker,
-        project_dir=None if out is None else str(out),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
-            process_group(loop),
-        ],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=loop.precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=n_micro, sync_with_dataloader=False),
+            log_with=None if loop.tracker == "none" else loop.tracker,
+            project_dir=None if out is None else str(out),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+                process_group(loop),
+            ],
+        )
+    except ValueError as error:
+        if f"{loop.precision} mixed precision" not in str(error):
+            raise
+        raise UserError(f"loop.precision={loop.precision}: {error} Choose another precision") from None
     check_engine(accelerator, loop)
+    if loop.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("loop.precision=fp16: needs a GPU, on a CPU Accelerate leaves it out; choose bf16 or no")
     return accelerator
 
 
@@ -195,9 +211,10 @@ def train(
     and what the journal gets.
 
     Returns the finished Run, whose `model` is the prepared one. Raises Diverged, a UserError, on a loss or gradient
-    that is not finite, naming the step; if `has_result` (asked in every process) is true by then, the run ends with
-    the stop reason "diverged" instead, its weights as they were before that step (ZeRO in bf16 has taken it). Raises
-    Interrupted when a signal asked one of the processes to end: the state of the last finished step is saved then.
+    that is not finite, naming the step and its items; if `has_result` (asked in every process) is true by then, the run
+    ends with the stop reason "diverged" instead, its weights as they were before that step (ZeRO in bf16 has taken it).
+    Raises Interrupted when a signal asked one of the processes to end: the state of the last finished step is saved
+    then.
     """
     if loop.gradient_checkpointing:
         checkpoint_activations(model.lm)
@@ -291,7 +308,7 @@ def _one_step(
         group["lr"] = optim.lr * lr_factor(run.step, optim.warmup, run.max_steps, optim.schedule)
     if isinstance(task, FillsGradients):
         total, logs = task.fill_gradients(run, [p for _, p in names])
-        _before_update(run, total, optim, edits, names)
+        _before_update(run, task, total, optim, edits, names)
         optimizer.step()
         optimizer.zero_grad()
     else:
@@ -305,7 +322,7 @@ def _one_step(
                 for key, value in shown.items():
                     logs[key] = logs.get(key, 0.0) + value.detach()
                 if accelerator.sync_gradients:
-                    _before_update(run, total, optim, edits, names)
+                    _before_update(run, task, total, optim, edits, names)
                 optimizer.step()
                 optimizer.zero_grad()
     run.step += 1
@@ -316,28 +333,18 @@ def _one_step(
 
 
 def _before_update(
-    run: Run, total: Tensor, optim: OptimConfig, edits: Sequence[GradientEdit], names: Sequence[tuple[str, Tensor]]
+    run: Run,
+    task: Task,
+    total: Tensor,
+    optim: OptimConfig,
+    edits: Sequence[GradientEdit],
+    names: Sequence[tuple[str, Tensor]],
 ) -> None:
     for edit in edits:
         edit(names)
     # DeepSpeed has stepped by now, in its backward pass, and clipped by its own config; this is its norm
     norm = run.accelerator.clip_grad_norm_(run.model.parameters(), optim.clip or math.inf)
-    _refuse_non_finite(run.accelerator, total, norm, run.step)
-
-
-def _refuse_non_finite(accelerator: Any, total: Tensor, norm: Any, step: int) -> None:
-    if norm is None or accelerator.scaler is not None:  # fp16's scaler skips steps that overflow
-        norm = torch.zeros(())
-    elif hasattr(norm, "full_tensor"):
-        norm = norm.full_tensor()
-    finite = math.isfinite(float(total)) and math.isfinite(float(norm))
-    if accelerator.num_processes > 1:
-        finite = not accelerator.reduce(torch.tensor(float(not finite), device=accelerator.device), "sum")
-    if not finite:
-        raise Diverged(
-            f"step {step + 1}: the loss is {float(total):g} and the gradient norm {float(norm):g}: training stopped, "
-            "nothing was saved after it; lower optim.lr, or set optim.clip"
-        )
+    refuse_non_finite(run, task, total, norm)
 
 
 def notify(callbacks: Sequence[Callback], run: Run) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
 from llm_unlearn.data.batches import Batch, collate
@@ -64,9 +65,13 @@ class FitTask:
         self.n_micro = place.n_micro
         self.tokens = Counter[str]()
 
+    def drawn(self, step: int) -> dict[str, tuple[np.ndarray, Sequence[Item]]]:
+        """Return the items of a step over all processes: {"train": ((batch,) numbers, what they number)}."""
+        return {"train": (step_items(len(self.items), self.batch_size, step, self.seed), self.items)}
+
     def micro_batches(self, step: int) -> Iterator[tuple[Batch, float]]:
         """Yield (batch, its share of the step's answer tokens)."""
-        order = step_items(len(self.items), self.batch_size, step, self.seed)
+        order, _ = self.drawn(step)["train"]
         total = sum(self.items[i].n_answer for i in order)
         for k in range(self.n_micro):
             batch = collate(

@@ -71,7 +71,7 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
     start = open_start(config.model, config.data, config.scenario)
     tokenizer = load_tokenizer(config.model)
     seed_everything(config.seed)
-    lm = load_model(config.model, config.dtype)
+    lm = load_model(config.model, config.dtype, to_train=True)
     check_vocabulary(lm, tokenizer, config.model)
     accelerator, place = join_world(config.loop, out, unused_parameters=not reads_logits(config.method))
     if wrapper is not None:

@@ -1,4 +1,7 @@
-"""Two nodes, as network namespaces of this machine: what is lost on one of them ends both in time."""
+"""Two nodes, as network namespaces of this machine: a link that is lost ends both in time. The other faults of
+benchmarks/two_nodes.py are left to row T11 of docs/reliability.md; a signal to one of two processes:
+tests/reliability/test_signals.py.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,6 @@ def nodes():
 
 
 def test_a_lost_link_ends_both_nodes_within_the_timeout_and_30_seconds(nodes, tmp_path):
-    found = nodes.trial("link", 10.0, tmp_path)
+    found = nodes.trial("link", 8.0, tmp_path)
     assert found["within_bar"], found
     assert found["rank_named"], found
-
-
-def test_a_signal_on_one_node_saves_and_ends_both(nodes, tmp_path):
-    found = nodes.trial("signal", 60.0, tmp_path)
-    assert found["within_bar"], found
-    assert found["saved_step"] >= 20, "the state of the last step, not of a save that was due"

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 
 from llm_unlearn.data.schema import Corpus, QARow, save_corpus
 from llm_unlearn.data.splits import Scenario, draw_request
@@ -58,6 +60,10 @@ def trained(tmp_path_factory):
                 newest = sorted((run / "snapshots").glob("step-*"))[-1]
                 _as_kind(newest, run)
     _adapters(folder)
+    shutil.copytree(folder / "a/early", folder / "quantised")
+    told = json.loads((folder / "quantised/config.json").read_text())
+    told["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "quantised/config.json").write_text(json.dumps(told))
     return folder
 
 
@@ -109,6 +115,18 @@ def test_train_grok_refuses(extra, said, tmp_path, monkeypatch, capsys):
     assert said in refused(program("recipes/train_grok"), [*TOY, "out=run", *extra], tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.reliability
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_a_precision_that_the_machine_lacks_is_refused(tmp_path, monkeypatch, capsys):
+    AcceleratorState._reset_state()
+    try:
+        argv = [*TOY, "out=run", "loop.precision=fp16"]
+        said = refused(program("recipes/train_grok"), argv, tmp_path, monkeypatch, capsys)
+    finally:
+        AcceleratorState._reset_state()
+    assert "loop.precision=fp16: needs a GPU" in said
+
+
 UNLEARN = [
     (["method.name=nop"], "did you mean 'npo'"),
     (["method.params={betta: 1.0}"], "betta"),
@@ -126,6 +144,10 @@ UNLEARN = [
     (["model=adapter-of-nothing"], "its base model is /nowhere/base, which is not there"),
     (["model=adapter-of-another"], "is an adapter for another base than"),
     (["lora={targets: [qproj]}"], "lora.targets=('qproj',)"),
+    (
+        ["model=quantised", "data={preset: world12}"],
+        "quantised (bitsandbytes), which cannot be trained",
+    ),
 ]
 
 

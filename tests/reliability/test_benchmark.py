@@ -25,8 +25,10 @@ def run(tmp_path: Path, *argv: str) -> dict:
 
 
 def test_struck_runs_come_back(tmp_path):
-    """One trial each of a kill in a step, a kill in a save, a signal, a full disk and a damaged state."""
-    rows = ["T1", "T2", "T3", "T4", "T17", *(["T5"] if os.geteuid() == 0 else [])]
+    """One trial each of a kill in a step, in a save and in an evaluation, a signal, numbers that are not finite, a full
+    disk and a damaged state.
+    """
+    rows = ["T1", "T2", "T3", "T4", "T6", "T9", "T17", *(["T5"] if os.geteuid() == 0 else [])]
     found = run(tmp_path, "--rows", ",".join(rows), "--trials", "1")
     assert {name: row["passed"] for name, row in found.items()} == dict.fromkeys(rows, 1), found
     text = (tmp_path / "page.md").read_text()

@@ -211,6 +211,17 @@ def test_rows_without_what_a_metric_reads_are_one_line():
         compute(one_metric("truth_ratio"), RecordSource({"forget": [make_record()]}))
 
 
+def test_data_without_wrong_answers_is_refused_before_a_model_runs(models, case, tmp_path, no_model):
+    corpus, request = case
+    rows = tuple(dataclasses.replace(row, perturbed_answer=()) for row in corpus.split("train"))
+    bare = dataclasses.replace(corpus, splits={"train": rows})
+    with pytest.raises(UserError, match="it: row 1 of 'forget' has no perturbed answers, which truth_ratio reads"):
+        evaluate(models["model"], one_metric("truth_ratio"), bare, request, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(no_model):  # what reads paraphrases alone is none of these
+        evaluate(models["model"], one_metric("probability_paraphrase"), bare, request, out=tmp_path / "r")
+
+
 def test_intervals_resample_authors():
     # every author's items are alike, so resampling items one by one would give an interval far too narrow
     logs = [("a", -0.1), ("b", -1.0), ("c", -2.0)]
