@@ -24,6 +24,10 @@ LATER: dict[str, Any] = {
     "config.optim.momentum": 0.9,
     "config.optim.optimizer": "adamw",
     "config.scenario.classes": [],
+    "config.scenario.early_epoch": 20.0,
+    "config.scenario.late_epoch": 100.0,
+    "config.scenario.match": [],
+    "config.scenario.record": None,
     "config.scenario.share": None,
 }
 """Key of a spec that came after the first studies -> the value at which a run is what it was before. A new key of a

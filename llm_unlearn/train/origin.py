@@ -36,6 +36,9 @@ def absolute_paths(config: C) -> C:
         paths = {key: getattr(data, key) for key in ("path", "forget_path")}
         absolute = {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
         changes["data"] = data.model_copy(update=absolute)
+    scenario = getattr(config, "scenario", None)
+    if (record := getattr(scenario, "record", None)) is not None and isinstance(scenario, Config):
+        changes["scenario"] = scenario.model_copy(update={"record": os.path.abspath(record)})
     return config.model_copy(update=changes)
 
 
