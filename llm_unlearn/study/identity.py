@@ -8,6 +8,7 @@ from typing import Any
 LATER: dict[str, Any] = {
     "config.loss": "ce",
     "config.shuffle": "none",
+    "config.distil": None,
     "config.sam": None,
     "config.spline": None,
     "config.data.image.clusters": 2,
