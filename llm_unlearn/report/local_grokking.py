@@ -144,7 +144,7 @@ def _line(rows: Sequence[Mapping[str, Any]], measure: str, method: str, size: in
         values = [[by[kind, seed] for seed in seeds] for kind in LOCAL]
         line[way] = {"seeds": seeds, "values": values}
         if len(seeds) > 2:
-            found = paired_difference(*values)
+            found = paired_difference(values[0], values[1])
             line[way]["difference"] = {key: getattr(found, key) for key in ("mean", "lo", "hi", "n", "p")}
     return line
 
@@ -159,7 +159,12 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
         known = [f"{p[0]:.3f} / {p[1]:.3f}", f"{p[0] - p[1]:+.3f}"] if p else ["-", "-"]
         ours = [text for way in WAYS for text in _told(line[way])]
         out.append(
-            [f"{line['measure']}, {line['size']} examples", METHODS.get(line["method"], line["method"]), *known, *ours]
+            [
+                f"{line['measure']}, {line['size']} examples",
+                METHODS.get(line["method"]) or line["method"],
+                *known,
+                *ours,
+            ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in out) + "\n"
 

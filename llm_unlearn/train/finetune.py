@@ -97,8 +97,8 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
     meter = Meter(task.tokens, started)
     origin = run_origin(config, corpus, request)
     head = {"data": origin["data"], "exclude": config.exclude}
-    recording = (
-        [ItemLosses(config.record_epochs, due, rows, items, tokenizer, config.data.format, out, head)] if due else []
+    losses = (
+        ItemLosses(config.record_epochs, due, rows, items, tokenizer, config.data.format, out, head) if due else None
     )
     run = train(
         model,
@@ -107,7 +107,7 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
         loop,
         accelerator=accelerator,
         out=out,
-        callbacks=[meter, *recording, *callbacks],
+        callbacks=[meter, *([losses] if losses else []), *callbacks],
         identity=digest({"config": config.model_dump(exclude={"out"}), "data": origin["data"]}),
         settings=flatten(config.model_dump()),
         label=f"fit {out.name}",
@@ -122,7 +122,7 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
             "train_items": len(items),
             "origin": origin,
             "parameters": sum(p.numel() for p in run.lm.parameters()),
-            "cost": meter.cost(run, *recording),
+            "cost": meter.cost(run, losses),
         }
         if accelerator.is_main_process:
             save_outcome(out, run.lm, tokenizer, {**origin, "kind": "fitted", "step": run.step})

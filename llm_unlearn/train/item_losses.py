@@ -74,12 +74,16 @@ class ItemLosses:
         """Return what has been measured so far."""
         columns = {name: np.stack([line[name] for line in self.measured]) for name in COLUMNS}
         return LossRecord(
-            **self.head,
+            data=self.head["data"],
+            exclude=self.head["exclude"],
             epochs=np.array(self.epochs[: len(self.measured)], dtype=np.float64),
             length=self.length,
             frequency=self.frequency,
             para_rows=np.array(self.para_rows, dtype=np.int64),
-            **columns,
+            loss=columns["loss"],
+            right=columns["right"],
+            para_loss=columns["para_loss"],
+            para_right=columns["para_right"],
         )
 
     def state_dict(self) -> dict[str, Any]:
