@@ -173,14 +173,26 @@ def _two_hop(
     trained, held_out = _hold_out(config, known, draw.permutation(len(known)), round(config.phi * len(facts)))
     said = draw.integers(len(wordings), size=len(chains))
 
-    def rows(selected: Sequence[Chain], offset: int) -> list[QARow]:
+    def rows(selected: Sequence[Chain], offset: int, n_wordings: int = 1) -> list[QARow]:
         return [
-            _row(world, a.author, [a.relation, b.relation], b, [a, b], wordings[int(said[(offset + i) % len(chains)])])
+            _row(
+                world,
+                a.author,
+                [a.relation, b.relation],
+                b,
+                [a, b],
+                wordings[(int(said[(offset + i) % len(chains)]) + k) % len(wordings)],
+            )
             for i, (a, b) in enumerate(selected)
+            for k in range(n_wordings)
         ]
 
     outside = [c for c in chains if c[0].id in ood and c[1].id in ood]
-    return rows(trained, 0), rows(held_out, len(trained)), rows(outside, len(trained) + len(held_out))
+    return (
+        rows(trained, 0, config.hop_wordings),
+        rows(held_out, len(trained)),
+        rows(outside, len(trained) + len(held_out)),
+    )
 
 
 def _hold_out(

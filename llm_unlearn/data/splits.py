@@ -10,6 +10,7 @@ from pydantic import Field
 
 from llm_unlearn.config import Config
 from llm_unlearn.data.image_requests import draw_images, image_splits
+from llm_unlearn.data.local_draws import LOCAL, draw_local
 from llm_unlearn.data.schema import Corpus, QARow, check_disjoint
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.seeding import rng
@@ -20,10 +21,10 @@ MAX_EVAL_ROWS = 200
 class Scenario(Config):
     """How the forget set is drawn. Draws of one seed are nested: a larger set contains the smaller ones."""
 
-    kind: Literal["author", "fact", "relation", "random", "class", "subclass"] = Field(
+    kind: Literal["author", "fact", "relation", "random", "local_grok", "local_ungrok", "class", "subclass"] = Field(
         default="author",
-        description="What is forgotten: whole authors, single facts, a relation, or random questions; of images: "
-        "classes, sub-classes, or random ones.",
+        description="What is forgotten: whole authors, single facts, a relation, random questions, or questions that "
+        "were learnt early (local_grok) or late (local_ungrok); of images: classes, sub-classes, or random ones.",
     )
     size: int = Field(
         default=4,
@@ -36,6 +37,22 @@ class Scenario(Config):
     )
     classes: tuple[str, ...] = Field(default=(), description="Images: these classes instead of `size` drawn ones.")
     relation: str | None = Field(default=None, description="kind=relation: which one (mentor, birthplace, ...).")
+    record: str | None = Field(
+        default=None, description="kind=local_*: folder of the run of recipes/finetune.py that wrote item losses."
+    )
+    early_epoch: float = Field(
+        default=20.0,
+        gt=0,
+        description="kind=local_*: learnt early is what loses less than .01 nats a token from this epoch ...",
+    )
+    late_epoch: float = Field(
+        default=100.0, gt=0, description="... to this one, learnt late what loses more than .5. Both are in the record."
+    )
+    match: tuple[Literal["frequency", "length", "loss"], ...] = Field(
+        default=(),
+        description="kind=local_*: draw from pairs, one question learnt early and one late, that are alike in these: "
+        "how frequent the answer's tokens are, how many, and their loss at late_epoch.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the draw.")
 
 
@@ -63,13 +80,14 @@ def draw_request(corpus: Corpus, scenario: Scenario) -> Request:
     """Draw the forget request of a scenario.
 
     A corpus that names its own forget rows (TOFU's official splits, a user's list) is asked for those instead, and the
-    scenario only labels them; one whose splits are given is asked for nothing. Raises UserError for an empty forget
-    set, a set that leaves nothing to retain, an unknown relation, and as `draw_images`.
+    scenario only labels them, unless its kind is local_*; one whose splits are given is asked for nothing. Raises
+    UserError for an empty forget set, a set that leaves nothing to retain, an unknown relation, and as `draw_images`
+    and `draw_local`.
     """
     if corpus.given:
         return Request(scenario, frozenset(), (), (), ())
     train = corpus.split("train")
-    if "forget_rows" in corpus.meta:
+    if "forget_rows" in corpus.meta and scenario.kind not in LOCAL:
         chosen = [int(i) for i in corpus.meta["forget_rows"]]
         facts = frozenset(train[i].fact_id for i in chosen)
     elif corpus.kind == "image":
@@ -199,7 +217,20 @@ def _has_owner(row: QARow) -> bool:
     return row.relation not in ("real_authors", "world_facts")
 
 
+def stored_questions(corpus: Corpus) -> tuple[str, ...]:
+    """Return, by row of `train`, the fact that it states: "" for neutral rows, inverses and questions of more hops."""
+    neutral = {row.fact_id for name in ("real_authors", "world_facts") for row in corpus.splits.get(name, ())}
+    return tuple(
+        row.facts[0] if len(row.facts) == 1 and not _is_inverse(row) and row.fact_id not in neutral else ""
+        for row in corpus.split("train")
+    )
+
+
 def _draw_facts(corpus: Corpus, scenario: Scenario) -> frozenset[str]:
+    if scenario.kind in LOCAL:
+        return draw_local(corpus, scenario, stored_questions(corpus))
+    if scenario.record is not None or scenario.match:
+        raise UserError(f"scenario.kind={scenario.kind}: record and match are for {' and '.join(LOCAL)}; remove them")
     if scenario.kind in ("class", "subclass") or scenario.share is not None or scenario.classes:
         raise UserError(
             f"scenario of '{corpus.name}': kind class and subclass, share and classes are for images; choose author, "

@@ -54,6 +54,12 @@ class WorldConfig(Config):
         gt=0,
         description="Trained two-hop questions per stored fact. The strongest lever: more of them, earlier grokking.",
     )
+    hop_wordings: int = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="Question wordings each trained two-hop question is trained in: more of them is hop augmentation.",
+    )
     held_out: float = Field(
         default=0.10, gt=0, lt=1, description="Share of the two-hop questions held out (`inf_id`): the grokking axis."
     )

@@ -66,6 +66,18 @@ class SplineConfig(Config):
     )
 
 
+class DistilConfig(Config):
+    """Learn from another model's answers beside the true ones (Hinton et al. 2015, arXiv:1503.02531): for example from
+    one that has grokked. It reads the training questions only.
+    """
+
+    teacher: str = Field(description="Model to learn from: run@kind or folder, with the tokenizer of this run.")
+    weight: float = Field(
+        default=0.9, gt=0, le=1, description="Share of the teacher's part in the loss; the rest is the answers' own."
+    )
+    temperature: float = Field(default=2.0, gt=0, description="Softens both models' logits in the teacher's part.")
+
+
 class GrokConfig(Config):
     """Train a model until it groks; the checkpoints early, fit, grok and post are kept on the way."""
 
@@ -94,4 +106,5 @@ class GrokConfig(Config):
     )
     sam: SamConfig | None = Field(default=None, description="Sharpness-aware minimisation; null: off.")
     spline: SplineConfig | None = Field(default=None, description="Penalty on local complexity; null: off.")
+    distil: DistilConfig | None = Field(default=None, description="Learn from a teacher too; null: off.")
     grokfast: GrokfastConfig | None = Field(default=None, description="Amplify slow gradients; null: off.")

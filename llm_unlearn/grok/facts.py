@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_unlearn.data.loss_record import LossRecord
+
 CLASSES = ("early", "grokked", "memorised", "unlearnt")
 
 
 @dataclass(frozen=True)
 class FactTimes:
-    """Per fact: steps as float (F,), nan = never, and one of CLASSES (F,)."""
+    """Per fact: steps (epochs) as float (F,), nan = never, and one of CLASSES (F,)."""
 
     t_fit: np.ndarray
     t_gen: np.ndarray
@@ -20,12 +22,12 @@ class FactTimes:
 
 
 def per_fact(
-    steps: Sequence[int], trained: np.ndarray, held_out: np.ndarray, *, hold: int = 3, delay: float = 2.0
+    steps: Sequence[float], trained: np.ndarray, held_out: np.ndarray, *, hold: int = 3, delay: float = 2.0
 ) -> FactTimes:
     """t_fit(i), t_gen(i) = first of `hold` evaluations in a row with fact i right in its trained wording / all probes.
 
     Args:
-        steps: (E,) evaluated steps, increasing.
+        steps: (E,) evaluated steps (or epochs), increasing.
         trained: (E, F) bool, greedy answer to the trained wording right.
         held_out: (E, F) bool, all held-out probes of the fact right.
         hold: evaluations in a row.
@@ -47,7 +49,20 @@ def per_fact(
     return FactTimes(t_fit, t_gen, np.where(np.isnan(t_fit), "unlearnt", classes))
 
 
-def _first_hold(steps: Sequence[int], right_EF: np.ndarray, hold: int) -> np.ndarray:
+def times_of_record(record: LossRecord, *, share: float = 1.0, hold: int = 3, delay: float = 2.0) -> FactTimes:
+    """Return `per_fact` of the P rows that have a paraphrased question, in epochs: t_fit(i) by the trained question,
+    t_gen(i) by the paraphrased one.
+
+    Args:
+        record: of a fitting run; epochs it did not measure are not seen, so that times are late by up to their gap.
+        share: of an answer's tokens that have to be right; 1: the answer word for word.
+        hold, delay: see `per_fact`.
+    """
+    trained_EP, para_EP = record.right[:, record.para_rows] >= share, record.para_right >= share
+    return per_fact(record.epochs.tolist(), trained_EP, para_EP, hold=hold, delay=delay)
+
+
+def _first_hold(steps: Sequence[float], right_EF: np.ndarray, hold: int) -> np.ndarray:
     if len(right_EF) < hold:
         return np.full(right_EF.shape[1], np.nan)
     held = np.lib.stride_tricks.sliding_window_view(right_EF.astype(bool), hold, axis=0).all(axis=-1)

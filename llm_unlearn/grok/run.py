@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.config import digest, flatten
-from llm_unlearn.data.images import ImageRow
+from llm_unlearn.data.images import Classes, ImageRow
 from llm_unlearn.data.schema import Corpus, QARow
 from llm_unlearn.data.shuffle import shuffle_inferred
 from llm_unlearn.data.source import make_tokenizer, open_corpus
@@ -25,7 +25,7 @@ from llm_unlearn.grok.tasks import make_task
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
 from llm_unlearn.models.causal import answer_model
-from llm_unlearn.models.pretrained import build_model, load_tokenizer
+from llm_unlearn.models.pretrained import build_model, check_vocabulary, load_model, load_tokenizer, read_origin
 from llm_unlearn.seeding import rng, seed_everything
 from llm_unlearn.train.cost import Meter, start_clock
 from llm_unlearn.train.engine import whole_weights
@@ -72,7 +72,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
         check_whole_gradients("sam", "set sam=null", accelerator)
     if config.grokfast is not None:
         check_whole_gradients("grokfast", "set grokfast=null", accelerator)
-    task = make_task(items, config, place, tokenizer.pad_token_id, model)
+    task = make_task(items, config, place, tokenizer.pad_token_id, model, _teacher(config, tokenizer))
     origin = run_origin(config, corpus, request)
     watch = GrokWatch(
         config.watch,
@@ -127,10 +127,30 @@ def _check(config: GrokConfig) -> None:
     check_optimizer(config)
     if config.model.lora is not None:
         raise UserError("model.lora: grokking trains all weights; leave it out, or fit with recipes/finetune.py")
+    if config.distil is not None and config.spline is not None:
+        raise UserError("distil and spline: a run has one of them; set one to null")
     if config.grokfast is not None and config.loop.precision == "fp16":
         raise UserError(
             "grokfast with loop.precision=fp16: fp16's gradients are scaled when grokfast reads them; choose bf16 or no"
         )
+
+
+def _teacher(config: GrokConfig, tokenizer: Any) -> Any:
+    """Return the model to learn from. Raises UserError for one of another vocabulary, and for one that has seen what
+    this run is to leave out.
+    """
+    if config.distil is None:
+        return None
+    name = config.distil.teacher
+    if config.exclude == "forget" and read_origin(name).get("exclude") != "forget":
+        raise UserError(f"distil.teacher={name}: has seen the forget set, gold must not; give a gold model as teacher")
+    teacher = answer_model(load_model(name, config.model.dtype))
+    check_vocabulary(teacher.lm, tokenizer, name)
+    if not isinstance(tokenizer, Classes) and load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"distil.teacher={name}: has another vocabulary; give a teacher trained with this run's tokenizer"
+        )
+    return teacher
 
 
 def _probes(

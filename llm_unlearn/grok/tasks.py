@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from llm_unlearn.data.batches import Batch
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
-from llm_unlearn.grok.config import GrokConfig, SplineConfig
+from llm_unlearn.grok.config import DistilConfig, GrokConfig, SplineConfig
 from llm_unlearn.methods.complexity import complexity_penalty
 from llm_unlearn.methods.fitting import FIT_LOSSES
 from llm_unlearn.methods.gradients import nearby_worst
+from llm_unlearn.methods.losses import kl
 from llm_unlearn.seeding import derive
+from llm_unlearn.train.cost import count_pass
 from llm_unlearn.train.loop import Run
 from llm_unlearn.train.tasks import FitTask, Place
 from llm_unlearn.train.whole import same_draws, shifted
@@ -25,15 +27,26 @@ ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU)
 
 
 def make_task(
-    items: Sequence[Item], config: GrokConfig, place: Place, pad_id: int, model: nn.Module
+    items: Sequence[Item],
+    config: GrokConfig,
+    place: Place,
+    pad_id: int,
+    model: nn.Module,
+    teacher: nn.Module | None = None,
 ) -> FitTask | SamTask:
-    """Return the task of a grokking run. Raises UserError for a penalty on activations that the model does not have."""
+    """Return the task of a grokking run; `teacher` is the model that `config.distil` names.
+
+    Raises UserError for a penalty on activations that the model does not have.
+    """
     fit = (items, config.loop.batch_size, derive(config.seed, "order"), place, pad_id, FIT_LOSSES[config.loss])
     if config.spline is not None and not activations(model):
         raise UserError(
             "spline: the model has no ReLU, GELU or SiLU module whose pre-activations could be read; set spline=null"
         )
-    task = FitTask(*fit) if config.spline is None else SplineTask(config.spline, *fit)
+    if config.spline is not None:
+        task: FitTask = SplineTask(config.spline, *fit)
+    else:
+        task = FitTask(*fit) if teacher is None or config.distil is None else DistilTask(config.distil, teacher, *fit)
     return task if config.sam is None else SamTask(task, config.sam.rho)
 
 
@@ -57,6 +70,35 @@ class SplineTask(FitTask):
         index_N = batch.index_N.to(part.device)
         penalty = complexity_penalty([at_answers(z, batch, index_N) for z in seen], self.margin) * share
         return part + self.weight * penalty, {**shown, "complexity": penalty}
+
+
+class DistilTask(FitTask):
+    """Fitting the answers and a frozen teacher's distributions over them at a temperature T.
+
+        L = (1 - weight) objective(z, y) + weight T^2 mean_N KL( softmax(z_teacher / T) || softmax(z / T) )
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2 (whose second weight is `1 - weight`). The divergence is
+    logged as `teacher_kl`, without weight and T^2. The teacher's passes count as `reference`.
+    """
+
+    def __init__(self, config: DistilConfig, teacher: nn.Module, *fit: Any) -> None:
+        super().__init__(*fit)
+        self.weight, self.temperature = config.weight, config.temperature
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def loss(self, model: nn.Module, micro: tuple[Batch, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the micro-batch's part of the weighted sum."""
+        batch, share = micro
+        device, t = next(model.parameters()).device, self.temperature
+        batch = batch.to(device)
+        count_pass(self.tokens, batch)
+        self.tokens["reference"] += batch.n_inputs
+        with torch.no_grad():
+            ref_logits_NV = self.teacher.to(device)(batch.inputs, batch.index_N)
+        logits_NV = model(batch.inputs, batch.index_N)
+        divergence = kl(logits_NV / t, ref_logits_NV / t) * share
+        fit = self.objective(logits_NV, batch.labels_N) * share
+        return (1 - self.weight) * fit + self.weight * t**2 * divergence, {"teacher_kl": divergence}
 
 
 class SamTask:

@@ -8,6 +8,7 @@ from typing import Any
 LATER: dict[str, Any] = {
     "config.loss": "ce",
     "config.shuffle": "none",
+    "config.distil": None,
     "config.sam": None,
     "config.spline": None,
     "config.data.image.clusters": 2,
@@ -24,6 +25,10 @@ LATER: dict[str, Any] = {
     "config.optim.momentum": 0.9,
     "config.optim.optimizer": "adamw",
     "config.scenario.classes": [],
+    "config.scenario.early_epoch": 20.0,
+    "config.scenario.late_epoch": 100.0,
+    "config.scenario.match": [],
+    "config.scenario.record": None,
     "config.scenario.share": None,
     "config.stop.by": "prob",
 }

@@ -21,6 +21,7 @@ from llm_unlearn.seeding import derive, seed_everything
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.cost import Meter, start_clock
 from llm_unlearn.train.engine import whole_weights
+from llm_unlearn.train.item_losses import ItemLosses, epoch_steps
 from llm_unlearn.train.loop import Callback, join_world, train
 from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
@@ -45,6 +46,11 @@ class FinetuneConfig(Config):
         gt=0,
         description="Passes over the data of the model that sees all of it; gold makes as many passes over its own.",
     )
+    record_epochs: tuple[float, ...] = Field(
+        (),
+        description="Epochs after which the loss of every training row is written to item_losses.npz, from which "
+        "scenario.kind=local_grok and local_ungrok are drawn.",
+    )
     data: DataConfig = Field(default_factory=lambda: DataConfig(kind="tofu"), description="Questions and answers.")
     scenario: Scenario = Field(
         default_factory=Scenario, description="What will be forgotten; decides what gold leaves out."
@@ -62,7 +68,7 @@ class FinetuneConfig(Config):
 
 def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Fit, resuming an unfinished run. The folder gets `config.yaml`, `train_log.jsonl`, the model in `final/` (under
-    LoRA also the adapter in `adapter/`) and `run.json`, which is returned.
+    LoRA also the adapter in `adapter/`), with `record_epochs` `item_losses.npz`, and `run.json`, which is returned.
 
     `callbacks` look on as the loop's do; one may end the fit by setting `run.stop_reason`.
 
@@ -79,17 +85,21 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
     tokenizer = (
         load_tokenizer(config.model.name) if config.model.name else make_tokenizer(corpus, config.data.vocab_size)
     )
-    items = encode_rows(
-        tokenizer, training_rows(corpus, request, config.exclude), config.data.format, config.data.max_length
-    )
+    rows = training_rows(corpus, request, config.exclude)
+    items = encode_rows(tokenizer, rows, config.data.format, config.data.max_length)
     steps = min(config.loop.max_steps, math.ceil(config.epochs * len(items) / config.loop.batch_size))
     loop = config.loop.model_copy(update={"max_steps": steps})
+    due = epoch_steps(config.record_epochs, len(items), config.loop.batch_size, steps)
     model = answer_model(build_model(config.model, tokenizer, config.seed))
     accelerator, place = join_world(loop, out)
     task = FitTask(items, loop.batch_size, derive(config.seed, "order"), place, tokenizer.pad_token_id)
     claim_output(out, config, "finetune")
     meter = Meter(task.tokens, started)
     origin = run_origin(config, corpus, request)
+    head = {"data": origin["data"], "exclude": config.exclude}
+    losses = (
+        ItemLosses(config.record_epochs, due, rows, items, tokenizer, config.data.format, out, head) if due else None
+    )
     run = train(
         model,
         task,
@@ -97,7 +107,7 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
         loop,
         accelerator=accelerator,
         out=out,
-        callbacks=[meter, *callbacks],
+        callbacks=[meter, *([losses] if losses else []), *callbacks],
         identity=digest({"config": config.model_dump(exclude={"out"}), "data": origin["data"]}),
         settings=flatten(config.model_dump()),
         label=f"fit {out.name}",
@@ -112,7 +122,7 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
             "train_items": len(items),
             "origin": origin,
             "parameters": sum(p.numel() for p in run.lm.parameters()),
-            "cost": meter.cost(run),
+            "cost": meter.cost(run, losses),
         }
         if accelerator.is_main_process:
             save_outcome(out, run.lm, tokenizer, {**origin, "kind": "fitted", "step": run.step})

@@ -32,10 +32,16 @@ def absolute_paths(config: C) -> C:
     method = getattr(config, "method", None)
     if (reinforced := getattr(method, "reinforced", None)) is not None and isinstance(method, Config):
         changes["method"] = method.model_copy(update={"reinforced": absolute_reference(reinforced)})
+    distil = getattr(config, "distil", None)
+    if (teacher := getattr(distil, "teacher", None)) is not None and isinstance(distil, Config):
+        changes["distil"] = distil.model_copy(update={"teacher": absolute_reference(teacher)})
     if (data := getattr(config, "data", None)) is not None:
         paths = {key: getattr(data, key) for key in ("path", "forget_path")}
         absolute = {key: os.path.abspath(path) for key, path in paths.items() if path is not None}
         changes["data"] = data.model_copy(update=absolute)
+    scenario = getattr(config, "scenario", None)
+    if (record := getattr(scenario, "record", None)) is not None and isinstance(scenario, Config):
+        changes["scenario"] = scenario.model_copy(update={"record": os.path.abspath(record)})
     return config.model_copy(update=changes)
 
 

@@ -1,0 +1,77 @@
+"""The program that compares starts: a toy run of it, and its ratios by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "pretrained_start.py"
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("pretrained_start_program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.integration
+def test_arms_start_from_one_seeds_models_and_tell_what_they_took(program, tmp_path):
+    argv = [
+        "--quick",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--epochs",
+        "10",
+        "--arms",
+        "pretrained, hops; scratch, distilled",
+    ]
+    argv += ["--arm", "sam", "init", '["sam.rho=0.01", "loop.max_steps=25"]', "loop.max_steps=100"]
+    program.main([*argv, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")])
+    told = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["arm"]: row for row in told["rows"]}
+    assert list(rows) == ["scratch", "pretrained, hops", "scratch, distilled", "sam"]
+    assert "no checkpoint 'grok'" in rows["scratch, distilled"]["error"], "so short a run has no grokked teacher"
+    assert rows["scratch"]["before"] == {"flops": 0, "cpu_seconds": 0}
+    pretraining = told["pretraining"][0]
+    assert rows["pretrained, hops"]["before"]["flops"] == pretraining["cost"]["flops"] > 0
+    assert 0 <= pretraining["known"] <= 1
+    assert rows["pretrained, hops"]["train_items"] - rows["scratch"]["train_items"] == 3 * 120
+    assert rows["sam"]["spent"]["updates"] == 25
+    assert rows["sam"]["spent"]["flops"] == pytest.approx(rows["scratch"]["spent"]["flops"] / 4 * 2, rel=0.05)
+    assert {line["reached"] for line in told["lines"] if line["to"] == "t_gen"} == {0}
+
+
+def test_ratios_are_by_seed_and_of_those_that_got_there(program):
+    def row(arm, seed, cpu, extra=0.0):
+        at = {"updates": cpu * 10, "flops": cpu * 1e9, "cpu_seconds": cpu}
+        return {"arm": arm, "seed": seed, "to": {"t_fit": at, "t_gen": at if seed < 3 else None},
+                "before": {"flops": 0.0, "cpu_seconds": extra}}  # fmt: skip
+
+    rows = [row("scratch", seed, 100.0) for seed in range(4)]
+    rows += [row("text", seed, cpu, extra=30.0) for seed, cpu in enumerate((20.0, 50.0, 125.0, 50.0))]
+    lines = program.against_scratch(Namespace(arms={"scratch": 0, "text": 0}, seeds=4), rows)
+    line = next(line for line in lines if (line["arm"], line["to"]) == ("text", "t_gen"))
+    assert (line["reached"], line["of"], line["cpu_seconds"]) == (3, 4, 65.0)
+    ratio = line["cpu_seconds_ratio"]
+    assert ratio["mean"] == pytest.approx(0.5), "(.2 .5 1.25)^(1/3)"
+    assert ratio["ci"][0] < 0.5 < ratio["ci"][1]
+    assert line["cpu_seconds_ratio_with_before"]["mean"] == pytest.approx((0.5 * 0.8 * 1.55) ** (1 / 3))
+    assert line["flops_ratio_with_before"]["mean"] == pytest.approx(0.5)
+    assert "updates_ratio_with_before" not in line
+
+
+def test_an_arm_pays_for_its_start_and_its_teacher(program):
+    text, teacher = {"cost": {"flops": 1.0, "cpu_seconds": 2.0}}, {"flops": 10.0, "cpu_seconds": 20.0, "updates": 5}
+    spent = {name: program.before(arm, text, teacher)["flops"] for name, arm in program.ARMS.items()}
+    assert spent == {
+        "scratch": 0, "scratch, distilled": 10, "pretrained": 1, "pretrained, hops": 1, "pretrained, distilled": 11,
+        "pretrained, sam": 1,
+    }  # fmt: skip
