@@ -2,7 +2,8 @@
 
     python benchmarks/vision.py --jobs 2                                        # digits: CNN and ResNet-8
     python benchmarks/vision.py --jobs 2 --data cifar10 --data-path DIR --seeds 0,1,2
-    python benchmarks/vision.py --jobs 2 --arch cnn --arm published --seeds 0,1,2   # SGD with momentum, cosine
+    python benchmarks/vision.py --jobs 2 --arch cnn --arm schedule              # one schedule for all, as published
+    python benchmarks/vision.py --jobs 2 --arch cnn --arm published --seeds 0,1,2   # and its optimiser
     python benchmarks/vision.py --tables                                        # the tables again from the JSON files
 
 One study per net (recipes/configs/study/vision.yaml, trained as the recipe in recipes/configs/grok that groks this net
@@ -14,8 +15,10 @@ of results and nothing else.
 What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
 seed of the study never reached is a censored cell. Everything finished is kept: run it again to go on.
 
-`--arm published` repeats the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) from the usual
-initial weights, with early and late checkpoints: `early` (lowest held-out loss), `fit`, `annealed` (end of training).
+`--arm schedule` gives every checkpoint the settings that were tuned at `early`, and delivers the last of equally many
+updates: the published comparison, whose checkpoints are neither tuned each nor brought to one forget level. `--arm
+published` does that with the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) and the usual initial
+weights, where nothing groks: `early`, `fit`, `annealed` (end of training).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +51,21 @@ DATA: dict[str, list[str]] = {
     ],
     "cifar10": [],
 }
+ONE_SCHEDULE = [
+    "grid_scenarios=[half]",
+    "tune.scenarios=[half]",
+    "primary=null",
+    "unlearn.stop.keep=last",
+    "unlearn.stop.floor=null",
+    "unlearn.stop.collapse=null",
+]
 ARMS: dict[str, list[str]] = {
     "main": [],
+    "schedule": [*ONE_SCHEDULE, "checkpoints=[early, fit, fit_scaled, grok, easy]"],
     "published": [
+        *ONE_SCHEDULE,
         "checkpoints=[early, fit, annealed]",
         "controls={annealed: {take: last}}",
-        "grid_scenarios=[half]",
-        "primary=null",
         "grok.model.net.alpha=1",
         "grok.optim={optimizer: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4, decay: all, schedule: cosine, "
         "warmup: 0}",
@@ -62,7 +74,9 @@ ARMS: dict[str, list[str]] = {
 }
 PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "hessian", "norms", "logits")
 PROBE_ITEMS = 128
-LATE = {"main": "grok", "published": "annealed"}
+LATE = {"main": "grok", "schedule": "grok", "published": "annealed"}
+WORDS = {"main": "", "schedule": "one schedule for all: ", "published": "one schedule, published optimiser: "}
+TUNED_AT = "early"  # in an arm of one schedule
 
 
 def main() -> None:
@@ -178,10 +192,15 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
 
     log = get_logger("vision")
     store, folder = Store(Path(study.out)), Path(study.out)
-    searching = plan_tuning(study)
+    alone = {"checkpoints": (TUNED_AT,), "extra": ()} if args.arm != "main" else {}
+    searching = plan_tuning(study.model_copy(update=alone))
     log.info("%s: tuning, %d cells", arch, len(searching))
     tuning = run_missing(folder, searching, args.jobs)
-    found = choices(study, searching, store)
+    found = (
+        for_all(study, choices(study.model_copy(update=alone), searching, store))
+        if alone
+        else choices(study, searching, store)
+    )
     write_tuned(folder / "tuned.yaml", study, found)
     measured, left_out = with_settings(study, found, folder / "tuned.yaml")
     cells = plan(measured)
@@ -205,6 +224,11 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
         "outcomes": pack(outcomes),
         "environment": environment(),
     }  # fmt: skip
+
+
+def for_all(study: Any, found: Sequence[Any]) -> list[Any]:
+    """Return what was chosen at one checkpoint as the choice at every checkpoint of the study."""
+    return [replace(choice, checkpoint=kind) for kind in study.checkpoints for choice in found]
 
 
 def command(args: argparse.Namespace, arch: str) -> str:
@@ -327,7 +351,7 @@ def section(data: str, arm: str, contents: Sequence[dict[str, Any]]) -> str:
 
     by_net = [(c, unpack(c["outcomes"])) for c in contents]
     outcomes = [o for _, part in by_net for o in part]
-    lines = [f"## {data}, {'as published: ' if arm != 'main' else ''}{', '.join(c['arch'] for c in contents)}\n"]
+    lines = [f"## {data}, {WORDS[arm]}{', '.join(c['arch'] for c in contents)}\n"]
     lines += [text for c in contents for text in told(c)]
     grids = []
     for c, part in by_net:
@@ -340,11 +364,11 @@ def section(data: str, arm: str, contents: Sequence[dict[str, Any]]) -> str:
     if arm == "main":
         grids += paper(outcomes)
     else:
-        late, others = LATE[arm], ("early", "fit")
+        late, others = LATE[arm], ("early", "fit", "fit_scaled", "easy")
         grids += [grid for grid in paper(outcomes) if grid.title.startswith("Table 1")]
         for place, runs in by_place(outcomes).items():
             found = differences(runs, [(late, other) for other in others], place.words)
-            judged = claims(runs, late, others)
+            judged = claims(runs, late, others, at_level=False)
             grids += [*([found] if found else []), *([claims_grid(judged, place.words)] if judged else [])]
     return "\n".join([*lines, grids_markdown(grids)])
 
@@ -364,11 +388,22 @@ def told(content: dict[str, Any]) -> list[str]:
     ]
     if content["left_out"]:
         lines.append(f"No settings were found for, and so left out: {', '.join(content['left_out'])}.\n")
+    if missed := infeasible(content["tuned"]):
+        lines.append(f"No setting tried came to the level with enough kept, on the tuning seed: {missed}.\n")
     if content["censored"]:
         lines.append(f"Never reached: {len(content['censored'])} checkpoints of single seeds or golds.\n")
     if content["errors"]:
         lines.append(f"Failed: {'; '.join(content['errors'])}.\n")
     return lines
+
+
+def infeasible(tuned: Sequence[dict[str, Any]]) -> str:
+    """Return where tuning had to take the least bad setting, by method."""
+    by_method: dict[str, list[str]] = {}
+    for row in tuned:
+        if row["score"] and not row["feasible_trials"] and row["scenario"]:
+            by_method.setdefault(row["method"], []).append(f"{row['scenario']} {row['checkpoint']}")
+    return "; ".join(f"{method} ({', '.join(places)})" for method, places in by_method.items())
 
 
 def probe_grids(content: dict[str, Any], late: str) -> list[Any]:

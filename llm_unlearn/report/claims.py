@@ -102,11 +102,17 @@ def judge(claim: Claim, effect: Interval) -> tuple[Verdict, str]:
     return "cannot tell", "the interval holds both no effect and one that would count"
 
 
-def claims(outcomes: Sequence[Outcome], group: str = "grok", baselines: Sequence[str] = BASELINES) -> list[Judged]:
+def claims(
+    outcomes: Sequence[Outcome], group: str = "grok", baselines: Sequence[str] = BASELINES, at_level: bool = True
+) -> list[Judged]:
     """Return every published claim judged for `group` against every baseline that has runs, of one forget request and
     architecture.
+
+    Args:
+        at_level: whether runs deliver the step at their forget level; of a study with one level for all, what that
+            decides is then not judged. False: they deliver the last of equally many updates, as the published ones.
     """
-    have, common = checkpoints(outcomes), one_level(outcomes)
+    have, common = checkpoints(outcomes), at_level and one_level(outcomes)
     return [
         _set_by_design(claim, group, baseline)
         if common and claim.measure in SET_BY_A_LEVEL
