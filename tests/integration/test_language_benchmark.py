@@ -96,7 +96,8 @@ def test_once_through_and_again(program, tmp_path):
     outcomes = unpack(content["outcomes"])
     assert len(outcomes) == 12
     assert all(o.number("kept_at_level") is not None for o in outcomes)
-    assert all({"relearn_acc", "forget_through_acc", "neighbour_acc"} <= o.metrics.keys() for o in outcomes)
+    assert all({"relearn_acc", "neighbour_acc"} <= o.metrics.keys() for o in outcomes)
+    assert any("forget_through_acc" in o.metrics for o in outcomes), "a small world may hold out no such question"
 
     records = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
     again, _ = program.measure(program.study_config(Namespace(study=str(folder), quick=True, overrides=[])), 1)

@@ -22,6 +22,10 @@ SPLITS = {
         "forget": BOTH, **PARTS, "forget_para": GENERATION, "forget_inf": GENERATION,
         "forget_trained_inf": GENERATION, "retain_inf": GENERATION,
     },
+    "language_study": {
+        "forget": BOTH, **PARTS, **{f"forget_{part}": GENERATION for part in ("para", "inf", "trained_inf", "about",
+        "through", "inverse")}, "retain_inf": GENERATION, "retain_inverse": GENERATION, "neighbour": GENERATION,
+    },
     "muse": {
         "forget_verbmem": GENERATION, "forget_knowmem": GENERATION, "retain_knowmem": GENERATION,
         "forget_text": frozenset({"vocabulary"}), "holdout_text": frozenset({"vocabulary"}),
