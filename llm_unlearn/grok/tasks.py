@@ -13,6 +13,7 @@ from llm_unlearn.data.batches import Batch
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import GrokConfig, SplineConfig
+from llm_unlearn.grok.orthogonality import OrthogonalTask
 from llm_unlearn.methods.complexity import complexity_penalty
 from llm_unlearn.methods.fitting import FIT_LOSSES
 from llm_unlearn.methods.gradients import nearby_worst
@@ -25,14 +26,26 @@ ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU)
 
 
 def make_task(
-    items: Sequence[Item], config: GrokConfig, place: Place, pad_id: int, model: nn.Module
+    items: Sequence[Item],
+    config: GrokConfig,
+    place: Place,
+    pad_id: int,
+    model: nn.Module,
+    units: Sequence[str] = (),
 ) -> FitTask | SamTask:
-    """Return the task of a grokking run. Raises UserError for a penalty on activations that the model does not have."""
+    """Return the task of a grokking run; `units` name what each item's gradient belongs to (orthogonality's authors).
+
+    Raises UserError for a penalty on activations that the model does not have, or steps that exclude each other.
+    """
     fit = (items, config.loop.batch_size, derive(config.seed, "order"), place, pad_id, FIT_LOSSES[config.loss])
     if config.spline is not None and not activations(model):
         raise UserError(
             "spline: the model has no ReLU, GELU or SiLU module whose pre-activations could be read; set spline=null"
         )
+    if config.orthogonality is not None:
+        if config.sam is not None or config.spline is not None:
+            raise UserError("orthogonality with sam or spline: each makes the step's gradient; choose one of them")
+        return OrthogonalTask(config.orthogonality, units, *fit)
     task = FitTask(*fit) if config.spline is None else SplineTask(config.spline, *fit)
     return task if config.sam is None else SamTask(task, config.sam.rho)
 

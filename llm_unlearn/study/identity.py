@@ -10,6 +10,7 @@ LATER: dict[str, Any] = {
     "config.shuffle": "none",
     "config.sam": None,
     "config.spline": None,
+    "config.orthogonality": None,
     "config.data.image.clusters": 2,
     "config.data.image.coarse": False,
     "config.data.image.gray": False,
