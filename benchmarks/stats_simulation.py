@@ -136,7 +136,7 @@ def primary_checks(seed: int, n: int, c: Clustering) -> dict[str, Any]:
                                  "95 % interval of a paired difference whose truth is .1"),
         "equivalence_error": share([d.p <= 0.05 for d in edge], None, 0.07, "equivalent, true difference on the bound"),
         "power": share(found, 0.75, 0.85, f"one paired test, true difference {alone:.3f} as detectable_effect has it"),
-        "power_holm": share(found_holm, 0.75, None, f"one of {k} contrasts after Holm, true difference {in_family:.3f}"),
+        "power_holm": share(found_holm, 0.75, None, f"one of {k} after Holm, true difference {in_family:.3f}"),
         "difference_sd": sd,
     }  # fmt: skip
 
@@ -236,7 +236,6 @@ def measure(study: Path, comparison: Path) -> Clustering:
     common = float(table.mean(1).var(ddof=1)) * len(places) - spread**2  # of k cells with one correlation
     told = json.loads(comparison.read_text())["comparison"]["cells"]
     updates = [u for cell in told if (u := cell["measures"].get("updates_to_target")) and u["hi"] is not None]
-    from scipy.special import stdtrit
 
     logs = [(u["hi"] - u["mean"]) * np.sqrt(u["n"]) / stdtrit(u["n"] - 1, 0.975) / u["mean"] for u in updates]
     return Clustering(

@@ -234,8 +234,8 @@ def cluster_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap that resamples whole clusters (Davison and Hinkley 1997, section 3.8, strategy 1), widened for
-    small numbers of them.
+    """Percentile bootstrap that resamples whole clusters (Davison and Hinkley 1997, section 3.8, strategy 1), widened
+    for small numbers of them.
 
         theta + (q - theta) * sqrt(C / (C - 1)) * t_{C-1} / z,   q a percentile, C clusters
 

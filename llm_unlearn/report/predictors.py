@@ -11,10 +11,10 @@ from llm_unlearn.stats import Interval
 
 NOTES = (
     "rank: Spearman's correlation over checkpoints within a seed, mean over seeds. R2 left out: squared error that the "
-    "probe takes off a prediction that does not know the checkpoint, in seeds it was not fitted on; below 0 it is worse "
-    "than none.",
-    "beyond the checkpoint: the same off a prediction that knows which checkpoint it is. Only this says that a probe is "
-    "more than another name for how long was trained. 95 % intervals over seeds; p by flipping signs of whole seeds.",
+    "probe takes off a prediction that does not know the checkpoint, in seeds it was not fitted on; below 0 it is "
+    "worse than none.",
+    "beyond the checkpoint: the same off a prediction that knows which checkpoint it is. Only this says that a probe "
+    "is more than another name for how long was trained. 95 % intervals over seeds; p by flipping signs of seeds.",
 )
 
 

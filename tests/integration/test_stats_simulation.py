@@ -79,8 +79,8 @@ def test_clustering_is_read_off_records(program, tmp_path):
             rows = [{"split": split, "author": f"a{i % 2}", "scored": {"hit": [i < 8 * mean]}}
                     for split in ("forget", "retain") for i in range(8)]  # fmt: skip
             pq.write_table(pa.Table.from_pylist(rows), folder / "records.parquet")
-    told = {"comparison": {"cells": [{"measures": {"updates_to_target": {"mean": 10.0, "hi": 14.303, "n": 3}}},
-                                     {"measures": {"updates_to_target": {"mean": 3.0, "hi": None, "n": 1}}}]}}  # fmt: skip
+    updates = ({"mean": 10.0, "hi": 14.303, "n": 3}, {"mean": 3.0, "hi": None, "n": 1})
+    told = {"comparison": {"cells": [{"measures": {"updates_to_target": u}} for u in updates]}}
     (tmp_path / "c.json").write_text(json.dumps(told))
     found = program.measure(tmp_path, tmp_path / "c.json")
     assert found.mean == 0.5
