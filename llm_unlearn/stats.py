@@ -234,10 +234,18 @@ def cluster_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap that resamples whole clusters (Davison and Hinkley 1997, section 3.8, strategy 1).
+    """Percentile bootstrap that resamples whole clusters (Davison and Hinkley 1997, section 3.8, strategy 1), widened
+    for small numbers of them.
+
+        theta + (q - theta) * sqrt(C / (C - 1)) * t_{C-1} / z,   q a percentile, C clusters
 
     Questions about one author rise and fall together; resampling them one by one gives intervals far too narrow. With C
-    clusters even this one is a little narrow, by about 1 / (2C) of its width: below ten clusters read it with care.
+    clusters the percentiles are still those of a normal law and of a variance over C instead of C - 1, hence the
+    factor: 1.9 at 4 clusters, 1.05 at 36 (the two corrections of Hesterberg 2015, The American Statistician 69:371, who
+    takes percentiles further out; of 4 clusters there are none). Nominal 95 % then
+    held the truth in 94 % of simulated cells of 4 authors around one half (82 % before) and in 95 % of 36 authors. Near
+    0 or 1 authors are skewed and few say little of it: 85 % of cells of 4 authors around .1 (73 % before; see
+    benchmarks/stats_simulation.py).
 
     Args:
         items: (n,) item scores; NaN ("does not apply") is left out.
@@ -271,8 +279,10 @@ def cluster_bootstrap(
     else:
         groups = [x[member == c] for c in range(len(names))]
         values = np.array([statistic(np.concatenate([groups[c] for c in draw])) for draw in draws])
-    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(x)), float(lo), float(hi), len(names))
+    centre, n = float(statistic(x)), len(names)
+    widening = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2) / ndtri((1 + level) / 2))
+    lo, hi = centre + widening * (np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - centre)
+    return Interval(centre, float(lo), float(hi), n)
 
 
 def clustered_auc(

@@ -78,6 +78,27 @@ class DistilConfig(Config):
     temperature: float = Field(default=2.0, gt=0, description="Softens both models' logits in the teacher's part.")
 
 
+class OrthogonalityConfig(Config):
+    """Push the gradients of two random halves of the authors (or classes) apart while the answers go on being fitted:
+    the loss gets weight * cos^2 of the two, the halves drawn anew at every step. An intervention on what a trained
+    model is like, the data being the same.
+    """
+
+    weight: float = Field(
+        default=1.0,
+        description="Weight of the squared cosine. Below 0: gradients are pushed together. 0: only logged, which is "
+        "what a dose is compared with.",
+    )
+    after: Literal["start", "fit", "grok"] = Field(
+        default="fit",
+        description="Checkpoint kind from whose evaluation on it acts (fit: the evaluation that decides it, two after "
+        "the checkpoint). Until then the run is the one without it.",
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="Updates it acts for, after which the run ends; null: to the run's own end."
+    )
+
+
 class GrokConfig(Config):
     """Train a model until it groks; the checkpoints early, fit, grok and post are kept on the way."""
 
@@ -107,4 +128,7 @@ class GrokConfig(Config):
     sam: SamConfig | None = Field(default=None, description="Sharpness-aware minimisation; null: off.")
     spline: SplineConfig | None = Field(default=None, description="Penalty on local complexity; null: off.")
     distil: DistilConfig | None = Field(default=None, description="Learn from a teacher too; null: off.")
+    orthogonality: OrthogonalityConfig | None = Field(
+        default=None, description="Push gradients of authors apart or together; null: off."
+    )
     grokfast: GrokfastConfig | None = Field(default=None, description="Amplify slow gradients; null: off.")

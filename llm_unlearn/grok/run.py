@@ -21,6 +21,7 @@ from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.controls import LAST, publish_fit_scaled
 from llm_unlearn.grok.grokfast import GrokfastEMA
 from llm_unlearn.grok.normed import publish_fit_normed
+from llm_unlearn.grok.orthogonality import Intervention, OrthogonalTask, unit_of
 from llm_unlearn.grok.tasks import make_task
 from llm_unlearn.grok.watch import GrokWatch, Probe
 from llm_unlearn.log import get_logger
@@ -72,7 +73,10 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
         check_whole_gradients("sam", "set sam=null", accelerator)
     if config.grokfast is not None:
         check_whole_gradients("grokfast", "set grokfast=null", accelerator)
-    task = make_task(items, config, place, tokenizer.pad_token_id, model, _teacher(config, tokenizer))
+    if config.orthogonality is not None:
+        check_whole_gradients("orthogonality", "set orthogonality=null", accelerator)
+    units = [unit_of(row) for row in rows]
+    task = make_task(items, config, place, tokenizer.pad_token_id, model, _teacher(config, tokenizer), units)
     origin = run_origin(config, corpus, request)
     watch = GrokWatch(
         config.watch,
@@ -85,6 +89,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
     claim_output(out, config, "grok")
     edits = [GrokfastEMA(config.grokfast.alpha, config.grokfast.lamb)] if config.grokfast else []
     meter = Meter(task.tokens, started)
+    acts = [Intervention(task, watch)] if isinstance(task, OrthogonalTask) else []
     run = train(
         model,
         task,
@@ -92,7 +97,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
         config.loop,
         accelerator=accelerator,
         out=out,
-        callbacks=[watch, meter],
+        callbacks=[watch, meter, *acts],
         gradient_edits=edits,
         identity=digest({"config": config.model_dump(exclude={"out"}), "data": origin["data"]}),
         settings=flatten(config.model_dump()),
@@ -106,6 +111,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
             "step": run.step,
             "report": asdict(report),
             "facts": watch.fact_counts(),
+            **({"orthogonality_from": acts[0].begun} if acts else {}),
             "origin": origin,
             "train_items": len(items),
             "parameters": sum(p.numel() for p in run.lm.parameters()),
@@ -115,7 +121,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
             watch.finish()
             publish_fit_scaled(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
             publish_fit_normed(out, run.answer_model, watch.probes["train"].items, tokenizer, origin)
-            if config.watch.until == "max_steps":
+            if config.watch.until == "max_steps" and all(act.begun is not None for act in acts):
                 save_model(out / LAST, run.lm, tokenizer, {**origin, "kind": LAST, "step": run.step})
             write_result(out, result)
     log.info("%s: %s after %d steps (t_fit %s, t_gen %s)", out, report.phase, run.step, report.t_fit, report.t_gen)

@@ -13,6 +13,7 @@ from llm_unlearn.data.batches import Batch
 from llm_unlearn.data.tokenise import Item
 from llm_unlearn.errors import UserError
 from llm_unlearn.grok.config import DistilConfig, GrokConfig, SplineConfig
+from llm_unlearn.grok.orthogonality import OrthogonalTask
 from llm_unlearn.methods.complexity import complexity_penalty
 from llm_unlearn.methods.fitting import FIT_LOSSES
 from llm_unlearn.methods.gradients import nearby_worst
@@ -33,20 +34,33 @@ def make_task(
     pad_id: int,
     model: nn.Module,
     teacher: nn.Module | None = None,
+    units: Sequence[str] = (),
 ) -> FitTask | SamTask:
-    """Return the task of a grokking run; `teacher` is the model that `config.distil` names.
+    """Return the task of a grokking run.
 
-    Raises UserError for a penalty on activations that the model does not have.
+    Args:
+        teacher: the model that `config.distil` names.
+        units: what each item's gradient belongs to (orthogonality's authors).
+
+    Raises UserError for a penalty on activations that the model does not have, or losses that exclude each other.
     """
     fit = (items, config.loop.batch_size, derive(config.seed, "order"), place, pad_id, FIT_LOSSES[config.loss])
     if config.spline is not None and not activations(model):
         raise UserError(
             "spline: the model has no ReLU, GELU or SiLU module whose pre-activations could be read; set spline=null"
         )
+    losses = [name for name in ("spline", "distil", "orthogonality") if getattr(config, name) is not None]
+    if len(losses) > 1:
+        raise UserError(f"{' and '.join(losses)}: each makes the step's loss; set all but one to null")
+    if config.orthogonality is not None:
+        if config.sam is not None:
+            raise UserError("orthogonality and sam: each makes the step's gradient; set one of them to null")
+        return OrthogonalTask(config.orthogonality, units, *fit)
+    task = FitTask(*fit)
     if config.spline is not None:
-        task: FitTask = SplineTask(config.spline, *fit)
-    else:
-        task = FitTask(*fit) if teacher is None or config.distil is None else DistilTask(config.distil, teacher, *fit)
+        task = SplineTask(config.spline, *fit)
+    elif config.distil is not None and teacher is not None:
+        task = DistilTask(config.distil, teacher, *fit)
     return task if config.sam is None else SamTask(task, config.sam.rho)
 
 

@@ -11,6 +11,7 @@ LATER: dict[str, Any] = {
     "config.distil": None,
     "config.sam": None,
     "config.spline": None,
+    "config.orthogonality": None,
     "config.data.image.clusters": 2,
     "config.data.image.coarse": False,
     "config.data.image.gray": False,

@@ -175,7 +175,18 @@ def test_cluster_bootstrap_of_any_statistic_matches_the_fast_mean():
 def test_cluster_bootstrap_with_unequal_clusters_by_hand():
     # two clusters: the three possible resamples are {a, a}, {a, b}, {b, b}
     found = cluster_bootstrap([0, 0, 0, 4], ["a", "a", "a", "b"], n_boot=2000, level=0.99)
-    assert (found.mean, found.lo, found.hi, found.n) == (1.0, 0.0, 4.0, 2)
+    widened = 2**0.5 * 63.6567 / 2.575829  # sqrt(2 / 1) * t_1 / z at .995
+    assert (found.mean, found.n) == (1.0, 2)
+    assert (found.lo, found.hi) == pytest.approx((1 - widened, 1 + 3 * widened), rel=1e-5)
+
+
+def test_cluster_bootstrap_covers_with_a_handful_of_clusters():
+    rng, inside = np.random.default_rng(7), []
+    for run in range(400):
+        items, cluster = clustered(rng, n_clusters=4, size=10, icc=0.3)
+        interval = cluster_bootstrap(items, cluster, n_boot=200, seed=run)
+        inside.append(interval.lo <= 0 <= interval.hi)
+    assert 0.91 <= np.mean(inside) <= 0.98  # percentiles as they are: .80
 
 
 def test_cluster_bootstrap_leaves_out_what_does_not_apply_and_repeats_exactly():

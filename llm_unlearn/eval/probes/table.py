@@ -9,11 +9,13 @@ from typing import Any
 from llm_unlearn.data.batches import Item
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.errors import UserError, suggest
+from llm_unlearn.eval.probes.bridge import bridge_ranks, learn_names, two_hops
 from llm_unlearn.eval.probes.cka import MIN_ROWS, cka, cka_paper, matched_rows, shuffle_null
 from llm_unlearn.eval.probes.complexity import DIRECTIONS, RADIUS, RELATIVE_RADIUS, local_complexity
 from llm_unlearn.eval.probes.curvature import MAX_ITEMS, curvature
 from llm_unlearn.eval.probes.draws import draw_groups
 from llm_unlearn.eval.probes.gradients import gradient_alignment, item_gradients, pair_cosines
+from llm_unlearn.eval.probes.modules import FIELDS, module_overlap
 from llm_unlearn.eval.probes.passes import features, n_layers
 from llm_unlearn.eval.probes.weights import effective_ranks, feature_rank, logit_scale, weight_norms
 from llm_unlearn.seeding import derive, rng
@@ -165,6 +167,46 @@ def _pairs(subject: Subject, settings: Settings) -> Finding:
     return Finding(lines, {"items": len(rows), "by": found})
 
 
+def _modules(subject: Subject, settings: Settings) -> Finding:
+    n = min(PAIR_ITEMS, settings.items)
+    numbers = {name: subject.few(name, n // 2, settings.seed) for name in ("forget", "retain")}
+    rows = [subject.rows[name][i] for name, some in numbers.items() for i in some]
+    items = [subject.items[name][i] for name, some in numbers.items() for i in some]
+    found = module_overlap(subject.model, items, rows, len(numbers["forget"]), seed=settings.seed)
+    low, _, high = found["null_overlap"]
+    lines = [
+        Line(f"{which}: {field}", values[field], (low, high) if field == "overlap" else None)
+        for which, values in found["by"].items()
+        for field in FIELDS
+        if values[field] == values[field]
+    ]
+    return Finding(lines, found)
+
+
+def _bridge(subject: Subject, settings: Settings) -> Finding:
+    rows = [row for some in subject.rows.values() for row in some]
+    items = [item for some in subject.items.values() for item in some]
+    if not any(row.hop == 2 for row in rows):
+        raise UserError("bridge: wants the two-hop questions of a world, and this data has none; leave it out")
+    # the last layer's output is what is said next, which is no name
+    layers = [layer for layer in _layers(subject, settings) if layer < n_layers(subject.model) - 1]
+    if not layers:
+        raise UserError("bridge: reads layers before the last, and there is none to read; give an earlier --layer")
+    names = learn_names(rows, items)
+    lines, detail = [], {}
+    for name in subject.rows:
+        hops = two_hops(subject.rows[name], subject.items[name], names)
+        hops = [hops[i] for i in sorted(rng(settings.seed, "bridge", name).permutation(len(hops))[: settings.items])]
+        for layer in layers:
+            if hops:
+                found = detail[f"{name}/{layer}"] = bridge_ranks(subject.model, hops, names, layer, seed=settings.seed)
+                low, _, high = found["null_quantiles"]
+                lines.append(Line(f"{name}: layer {layer}: reciprocal rank of the bridge", found["mrr"], (low, high)))
+    if not lines:
+        raise UserError("bridge: no two-hop question leads through an author who is asked about; leave it out")
+    return Finding(lines, detail)
+
+
 def _complexity(subject: Subject, settings: Settings) -> Finding:
     lines, detail = [], {}
     for name in subject.rows:
@@ -277,6 +319,15 @@ _ALL = (
     Probe("pairs", _pairs, "mean and mean |.| of cos(g_i, g_j), by author, relation or class, and FF / FR / RR",
           "stiffness, arXiv:1901.09491, sec. 2", "forward and backward of 64 items one by one",
           "near 0 between rows that are not akin: gradients are modular"),
+    Probe("modules", _modules,
+          "p = mean |M_i n M_k| / |M_i|, M the top 10 % of neurons by |act x grad|; rho = mean cos(g_i, g_k) in "
+          "M_i n M_k; p x rho against mean cos(g_i, g_k)",
+          "arXiv:2512.03437, app. D, with p and rho measured", "forward and backward of 64 items one by one",
+          "overlap above its null: modules are shared; predicted near measured: modules explain alignment"),
+    Probe("bridge", _bridge,
+          "mean 1 / rank of the bridge's name in head(norm(h)), h a layer's output at r1 of X's r1's r2",
+          "arXiv:2405.15071, sec. 3.3", "a forward pass of every two-hop question and layer but the last",
+          "worlds only; above its null: two hops are answered by way of the author in the middle"),
     Probe("local_complexity", _complexity,
           "mean_x sum_layers #{neurons with sign(z) at a vertex x +- r u_p unlike at vertex 0}, P = 25",
           "arXiv:2402.15555", "50 forward passes of every set, at r absolute and relative",
