@@ -44,9 +44,9 @@ ROWS: tuple[Published, ...] = (
 UPDATES = {"early": (15, 20), "grok": (5, 8)}
 """To the forget level, nabla-tau, CNN, 15 %: from, to."""
 PROBES: dict[str, dict[str, str]] = {
-    "cnn": {"alignment, ce: cos(forget, retain)": "0.990 -> 0.521"},
+    "cnn": {"alignment, ce: cos(all forget, all retain)": "0.990 -> 0.521"},
     "resnet": {
-        "alignment, ce: cos(forget, retain)": "0.999 -> 0.426",
+        "alignment, ce: cos(all forget, all retain)": "0.999 -> 0.426",
         "cka_paper, layer {last}: forget, retain": "0.459 -> 0.129",
         "local_complexity, retain: absolute r = 0.005": "27.98 -> 7.37",
     },

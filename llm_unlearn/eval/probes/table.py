@@ -19,6 +19,7 @@ from llm_unlearn.eval.probes.weights import effective_ranks, feature_rank, logit
 from llm_unlearn.seeding import derive, rng
 
 PAIR_ITEMS = 64
+MATCHED = 0.9  # least share of rows compared within their own strata that makes the null one
 GROKKING = "arXiv:2512.03437, with a null of ours"
 
 
@@ -91,10 +92,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Line:
-    """One number of a probe; `null` is the range (2.5 to 97.5 %) it has where there is nothing to be found."""
+    """One number of a probe, None where it would mean nothing (the detail says why); `null` is the range (2.5 to
+    97.5 %) it has where there is nothing to be found.
+    """
 
     name: str
-    value: float
+    value: float | None
     null: tuple[float, float] | None = None
 
 
@@ -140,13 +143,18 @@ def _alignment(subject: Subject, settings: Settings) -> Finding:
     draws = draw_groups(rows["forget"], rows["retain"], settings.draws, settings.seed, settings.items)
     squares = subject.per_item(settings)[1]
     found = gradient_alignment(subject.model, items["forget"], items["retain"], draws, squares)
-    lines = []
+    lines = [Line("ce: cos(all forget, all retain)", found["cos_whole"])]
+    if found["matched"] < MATCHED:
+        found["no_excess"] = (
+            f"{found['matched']:.0%} of the rows compared are of a class or wording that is kept too, "
+            f"{MATCHED:.0%} are needed for a null"
+        ).replace("%", " %")
     for variant, groups in found["variants"].items():
         whole = groups["all"]
         low, _, high = whole["null_quantiles"]
         lines += [
             Line(f"{variant}: cos(forget, retain)", whole["cos_FR"], (low, high)),
-            Line(f"{variant}: excess over cos(retain, retain)", whole["excess"]),
+            Line(f"{variant}: excess over cos(retain, retain)", None if "no_excess" in found else whole["excess"]),
         ]
     whole = found["variants"]["ce"]["all"]
     lines += [
@@ -271,7 +279,7 @@ _ALL = (
     Probe("alignment", _alignment,
           "cos(mean_F g, mean_R1 g) - cos(mean_R1 g, mean_R2 g), |R1| = |R2| = |F|, stratified; g of cross-entropy, of "
           "the margin, of logits / std, and / sqrt(v)", GROKKING,
-          "41 groups of |F| items forward, and backward for each of 3 losses; 64 items one by one; "
+          "both sets whole; 41 groups of |F| items forward, and backward for each of 3 losses; 64 items one by one; "
           "memory of 16 gradients",
           "above the null: forgetting moves what is kept more than keeping other rows does"),
     Probe("pairs", _pairs, "mean and mean |.| of cos(g_i, g_j), by author, relation or class, and FF / FR / RR",
