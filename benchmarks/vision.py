@@ -113,6 +113,7 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
     settings = [
         f"out={folder}",
         *recipe(RECIPES[args.data, arch]),
+        "grok.data.image.val=400",  # chooses checkpoints, settings and targets; the test images are only measured
         *DATA[args.data],
         *ARMS[args.arm],
         f"seeds=[{args.seeds}]",

@@ -66,7 +66,8 @@ FROM_IMAGES: tuple[Method, ...] = (
         source="arXiv:2403.14339; weights and schedule as in the authors' code",
         note="The paper itself could not be read: equation and schedule are those of the authors' notebooks. They "
         "measure the target on validation data every five epochs, under the model as it then is. Here it is "
-        "measured once, before the first update: the start model's loss on what it never saw (split holdout), "
+        "measured once, before the first update: the start model's loss on what it never saw (split holdout, of "
+        "validation images where there are any), "
         "without that split gold's on the forget set; without either it has to be given. "
         "Their start is 0.5 for text, and for images 5/3 of the forget set's share of the training set. Where a "
         "step is divided into micro-batches, the mean of the whole batch takes one more forward pass over it.",

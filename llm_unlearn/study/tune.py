@@ -51,7 +51,7 @@ from llm_unlearn.train.origin import request_digest
 from llm_unlearn.unlearn.config import MethodConfig
 from llm_unlearn.unlearn.stopping import left
 
-KEPT = ("retain_prob", "retain_inf_prob", "test_prob")
+KEPT = ("retain_prob", "retain_inf_prob", "val_prob", "test_prob")  # test_prob only without val_prob
 WORLDS = ("world", "ledger")  # drawn by their seed, and slow to make
 
 
@@ -207,7 +207,8 @@ def draw_of(result: Mapping[str, Any], floor: float | None = None) -> Draw:
     if "diverged" in result:
         return DIVERGED
     start, kept = result["start"], result["kept"]
-    falls = [start[name] - kept[name] for name in KEPT if name in kept]
+    read = [name for name in KEPT if name in kept and not (name == "test_prob" and "val_prob" in kept)]
+    falls = [start[name] - kept[name] for name in read]
     enough = left(kept, start) >= (floor or 0.0)
     found = Draw(kept["forget_prob"] - result["target"], sum(falls) / len(falls), enough)
     return found if math.isfinite(found.excess) and math.isfinite(found.damage) else DIVERGED

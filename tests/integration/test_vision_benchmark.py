@@ -50,6 +50,7 @@ def test_the_whole_study_is_as_the_figures_ask(program):
     assert (resnet.grok.model.net.arch, resnet.grok.model.net.alpha, resnet.grok.optim.clip) == ("resnet8", 8, 0)
     assert training_of(resnet, "easy")["model"]["net"]["alpha"] == 1
     assert cnn.primary is not None
+    assert {(s.grok.data.image.train, s.grok.data.image.val) for s in (cnn, resnet)} == {(400, 400)}
 
 
 def test_fewer_seeds_have_no_extra_cells_and_two_no_primary(program):

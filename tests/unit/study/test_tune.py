@@ -199,6 +199,14 @@ def test_a_draw_is_what_is_missing_to_the_target_and_what_was_damaged():
     assert [found.enough for found in scores] == [True, True, False], ".8 of .9 is left"
 
 
+def test_settings_are_chosen_by_validation_images_where_there_are_any():
+    start = {"forget_prob": 1.0, "retain_prob": 0.9, "val_prob": 0.8, "test_prob": 0.8}
+    kept = {"forget_prob": 0.3, "retain_prob": 0.8, "val_prob": 0.5, "test_prob": 0.1}
+    assert draw_of({"start": start, "kept": kept, "target": 0.2}).damage == pytest.approx(0.2)
+    del kept["val_prob"]
+    assert draw_of({"start": start, "kept": kept, "target": 0.2}).damage == pytest.approx(0.4)
+
+
 def test_a_setting_is_feasible_if_most_draws_are():
     found = score([Draw(-0.1, 0.2), Draw(0.0, 0.1), Draw(0.3, 0.0)])
     assert astuple(found) == pytest.approx((0.1, 0.1, True, 3))
