@@ -168,7 +168,7 @@ FROM_IMAGES: tuple[Method, ...] = (
         params={
             "alpha": Knob(
                 default=1e-3,
-                search=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+                search=(1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2),
                 closed=True,
                 help="scale of the noise, (lambda sigma^2)^(1/4)",
             ),
@@ -187,7 +187,9 @@ FROM_IMAGES: tuple[Method, ...] = (
         retain="none",
         params={
             "alpha": Knob(
-                default=10.0, search=(1.0, 2.0, 5.0, 10.0, 50.0), help="selects where I_forget > alpha * I_all"
+                default=10.0,
+                search=(1.5, 2.0, 3.0, 5.0, 8.0, 10.0, 50.0),
+                help="selects where I_forget > alpha * I_all",
             ),
             "lam": Knob(default=1.0, search=(0.1, 0.5, 1.0), closed=True, help="dampening, times I_all / I_forget"),
         },
@@ -195,6 +197,7 @@ FROM_IMAGES: tuple[Method, ...] = (
         source="arXiv:2308.07707, method section",
         note="I: mean over items of the squared gradient, one gradient per item; the authors' code squares "
         "gradients of batches.",
-        failure="An alpha at or above (all items / forget items) selects nothing; a low one takes shared weights.",
+        failure="An alpha at or above (all items / forget items), 10 where a tenth is forgotten, selects nothing; "
+        "a low one takes shared weights.",
     ),
 )

@@ -100,7 +100,8 @@ class Choice:
 def plan_tuning(config: StudyConfig) -> list[Cell]:
     """Return the cells of tuning in a fixed order: models and golds of the tuning seeds, then every trial.
 
-    Trials have the same number of updates and there are equally many per method and checkpoint (`search.settings`).
+    Trials have the same number of updates and there are equally many per method and checkpoint (`search.settings`); of
+    an edit in one go, which takes none, all that there are.
     Raises UserError for what `plan` refuses, for a tuning seed that is one of the study's, for a forget request that is
     one of the study's, and for an unknown scenario.
     """
@@ -167,7 +168,8 @@ def _drawn_by_seed(data: DataConfig, a: int, b: int) -> bool:
 
 def trials_of(config: StudyConfig, name: str) -> list[Setting]:
     """Return the settings that are tried for a method of the study, the same ones at every checkpoint and seed: as many
-    as `tune.trials`, or all that there are of a method without a learning rate to search.
+    as `tune.trials` (all that there are of a method with a learning rate of its own and a smaller grid), or all of an
+    edit in one go, which takes no updates.
     """
     section = method_values(config, name)["method"]
     if not isinstance(section, Mapping):
@@ -179,8 +181,9 @@ def trials_of(config: StudyConfig, name: str) -> list[Setting]:
         raise UserError(f"tune.lrs={list(tune.lrs)}: want different learning rates above 0")
     own = config.methods[name].get("optim")
     is_set = isinstance(own, Mapping) and "lr" in own
-    lrs = tune.lrs if has_learning_rate(method, given) and not is_set else ()
-    return settings(axes(method, given), lrs, tune.trials, rng(tune.draw, "tune", name))
+    steps = has_learning_rate(method, given)
+    lrs, wanted = tune.lrs if steps and not is_set else (), tune.trials if steps else None
+    return settings(axes(method, given), lrs, wanted, rng(tune.draw, "tune", name))
 
 
 def _trial_cell(config: StudyConfig, place: Place, name: str, setting: Setting) -> Cell:

@@ -14,7 +14,7 @@ import pytest
 from llm_unlearn.errors import UserError
 from llm_unlearn.study.arms import training_of, wanted
 from llm_unlearn.study.matrix import plan
-from llm_unlearn.study.tune import Choice, plan_tuning
+from llm_unlearn.study.tune import Choice, plan_tuning, trials_of
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "vision.py"
 TOY = ["grok.data.image.train=120", "grok.watch.until=fit", "unlearn.loop.max_steps=10", "tune.lrs=[1e-3, 1e-2]",
@@ -45,7 +45,8 @@ def test_the_whole_study_is_as_the_figures_ask(program):
     more = {(w.checkpoint, w.method) for w in cells if w.seed >= 5}
     assert more == {(kind, name) for kind in ("fit", "grok", "easy") for name in ("ga", "neggrad_plus", "scrub")}
     trials = [c.spec for c in plan_tuning(cnn) if c.kind == "tune"]
-    assert len(trials) == 4 * 8 * 8 * 5
+    whole = sum(len(trials_of(cnn, name)) for name in ("fisher", "ssd"))
+    assert len(trials) == 4 * 8 * (6 * 5 + whole)
     assert {t["seed"] for t in trials} == {100}
     assert (resnet.grok.model.net.arch, resnet.grok.model.net.alpha, resnet.grok.optim.clip) == ("resnet8", 8, 0)
     assert training_of(resnet, "easy")["model"]["net"]["alpha"] == 1
