@@ -177,7 +177,8 @@ FROM_IMAGES: tuple[Method, ...] = (
         formula="theta + alpha (F_retain + floor)^(-1/4) n, n ~ N(0, 1)",
         source="arXiv:1911.04933, Fisher forgetting",
         note="Empirical Fisher (observed answers, one gradient per item), diagonal. The authors' code has the "
-        "power -1/2, clamps the noise and takes an expectation over the model's own labels.",
+        "power -1/2, clamps the noise and takes an expectation over the model's own labels, which ten classes would "
+        "allow here too and a vocabulary would not.",
         failure="Forgets by damage: noise large enough to reach the forget set reaches the retain set as well.",
     ),
     Method(

@@ -52,6 +52,10 @@ PROBES: dict[str, dict[str, str]] = {
     },
 }
 """Architecture -> probe and its line -> `early` -> `grok`, before unlearning; {last}: number of the last layer."""
+PROBES_NOTE = (
+    "The paper gives CKA for one net that is not named, set here beside the ResNet, and the cosine 0.999 -> 0.426 "
+    "under two data sets. Local complexity of a ResNet takes 20 directions, as the published code, else 25."
+)
 FORGET_SD = {"early": 15.9, "grok": 1.3}
 """Of UA over seeds, gradient ascent, ResNet, percent."""
 

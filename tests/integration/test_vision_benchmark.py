@@ -88,6 +88,35 @@ def test_what_tuning_never_reached_is_left_out(program):
         program.with_settings(study, [], Path("tuned.yaml"))
 
 
+def test_probes_are_set_as_what_they_stand_beside(program):
+    cnn, resnet = (program.probe_settings(arch) for arch in ("cnn", "resnet8"))
+    assert (cnn.directions, resnet.directions) == (25, 20), "the published ResNet code takes 20"
+    assert cnn.loss == resnet.loss == 0.5, "curvature at one loss"
+
+
+def test_a_model_that_never_has_that_loss_keeps_its_other_probes(program, tmp_path, monkeypatch):
+    def probe_model(*_given, which, **_settings):
+        if "hessian" in which:
+            raise UserError("no temperature gives a mean loss of 0.5")
+        line = {"name": "x", "value": 1.0, "null": None}
+        return {"probes": {name: {"lines": [line], "cost": {"cpu_seconds": 1.0}} for name in which}}
+
+    monkeypatch.setenv("LLM_UNLEARN_QUIET", "1")
+    monkeypatch.setattr("llm_unlearn.eval.probes.run.probe_model", probe_model)
+    monkeypatch.setattr("llm_unlearn.models.pretrained.fingerprint", lambda _reference: "f")
+    start = Namespace(corpus=None, request=None)
+    monkeypatch.setattr("llm_unlearn.unlearn.start.open_start", lambda *_given: start)
+    row = program.probe_one(("m", {"kind": "class", "size": 1}, str(tmp_path / "p"), 0, "early", "cnn"))
+    assert set(row["lines"]) == {f"{name}, x" for name in program.PROBES if name != "hessian"}
+
+
+def test_what_the_published_probes_leave_open_is_told(program):
+    rows = [{"seed": 0, "checkpoint": "fit", "lines": {"alignment, ce: cos(all forget, all retain)": [0.5]}}]
+    (grid,) = program.probe_grids({"arch": "resnet8", "probes": rows}, "grok")
+    assert [row.cells[-1] for row in grid.rows] == ["0.999 -> 0.426"]
+    assert "one net that is not named" in " ".join(grid.notes)
+
+
 def test_once_through_and_again(program, tmp_path):
     study, results = tmp_path / "study", tmp_path / "results"
     argv = ["--arch", "cnn", "--seeds", "0", "--trials", "2", "--methods", "ga", "--study", str(study), "--results",

@@ -286,7 +286,7 @@ _ALL = (
           "stiffness, arXiv:1901.09491, sec. 2", "forward and backward of 64 items one by one",
           "near 0 between rows that are not akin: gradients are modular"),
     Probe("local_complexity", _complexity,
-          "mean_x sum_layers #{neurons with sign(z) at a vertex x +- r u_p unlike at vertex 0}, P = 25",
+          "mean_x sum_layers #{neurons with sign(z) at a vertex x +- r u_p unlike at vertex 0}, p to P = 25",
           "arXiv:2402.15555", "50 forward passes of every set, at r absolute and relative",
           "fewer: hyperplanes have left the data; compare at relative r"),
     Probe("cka", _cka, "HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)), K = X X'", "arXiv:2010.15327, eqs. 2-4",
