@@ -159,7 +159,7 @@ def chosen_methods(args: argparse.Namespace) -> list[str]:
 
 
 def trials_per_method(study: Any) -> dict[str, int]:
-    """Count the settings tried: `tune.trials`, or all that there are of an edit with a smaller grid."""
+    """Count the settings tried: `tune.trials`, or all that there are of an edit, which takes no updates."""
     from llm_unlearn.study.tune import trials_of
 
     return {name: len(trials_of(study, name)) for name in study.methods}
@@ -183,13 +183,13 @@ def extra_updates(cells: Sequence[Any]) -> dict[tuple[str, str], int]:
 
 def head_of(args: argparse.Namespace, trials: dict[str, int], extra: dict[tuple[str, str], int]) -> str:
     """Return what stands above the tables: the command, and where budgets are not the same."""
-    fewer = ", ".join(f"{name} {n}" for name, n in trials.items() if n < args.trials)
+    others = ", ".join(f"{name} {n}" for name, n in trials.items() if n != args.trials)
     more = ", ".join(f"{name} {n} ({kind})" for (kind, name), n in extra.items())
     return (
         f"# Leaderboard: world {args.preset}, {args.updates} updates, seeds {args.seeds}\n\n"
         f"`python benchmarks/leaderboard.py --preset {args.preset}`: every method tuned per checkpoint with "
         f"{args.trials} trials on seed {args.tune_seeds}. Means over seeds, ± half of the 95 % interval."
-        + (f" Fewer trials, all that the method's grid has: {fewer}." if fewer else "")
+        + (f" Other numbers of trials, all that the method's grid has: {others}." if others else "")
         + (f" Updates of a reinforced model besides, which CPU s counts too: {more}." if more else "")
         + "\n\n"
     )

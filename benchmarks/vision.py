@@ -74,6 +74,7 @@ ARMS: dict[str, list[str]] = {
 }
 PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "hessian", "norms", "logits")
 PROBE_ITEMS = 128
+PROBE_LOSS = 0.5
 LATE = {"main": "grok", "schedule": "grok", "published": "annealed"}
 WORDS = {"main": "", "schedule": "one schedule for all: ", "published": "one schedule, published optimiser: "}
 TUNED_AT = "early"  # in an arm of one schedule
@@ -129,6 +130,7 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
     settings = [
         f"out={folder}",
         *recipe(RECIPES[args.data, arch]),
+        "grok.data.image.val=400",  # chooses checkpoints, settings and targets; the test images are only measured
         *DATA[args.data],
         *ARMS[args.arm],
         f"seeds=[{args.seeds}]",
@@ -271,15 +273,27 @@ def probed(study: Any, outcomes: Sequence[Any], args: argparse.Namespace) -> lis
             model, golds = training_cells(study, seed, trainings(study)[seed, arm], arm)
             reference = f"{model.spec['config']['out']}@{taken(study, kind)}"
             out = Path(study.out) / "probes" / f"seed{seed}-{kind}"
-            tasks.append((reference, golds[scenario].spec["config"]["scenario"], str(out), seed, kind))
+            asked = golds[scenario].spec["config"]["scenario"]
+            tasks.append((reference, asked, str(out), seed, kind, study.grok.model.net.arch))
     if not tasks:
         return []
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(probe_one, tasks))
 
 
-def probe_one(task: tuple[str, dict[str, Any], str, int, str]) -> dict[str, Any]:
-    """Probe one model; what is there of the same weights and settings is read."""
+def probe_settings(arch: str) -> Any:
+    """Return how much is looked at: local complexity as in the published code of that net, curvature at one loss."""
+    from llm_unlearn.eval.probes.complexity import DIRECTIONS, DIRECTIONS_RESNET
+    from llm_unlearn.eval.probes.table import Settings
+
+    directions = DIRECTIONS_RESNET if arch.startswith("resnet") else DIRECTIONS
+    return Settings(items=PROBE_ITEMS, loss=PROBE_LOSS, directions=directions)
+
+
+def probe_one(task: tuple[str, dict[str, Any], str, int, str, str]) -> dict[str, Any]:
+    """Probe one model; what is there of the same weights and settings is read. A model that no temperature brings to
+    the loss curvature is taken at has none.
+    """
     import os
     from dataclasses import asdict
 
@@ -289,21 +303,29 @@ def probe_one(task: tuple[str, dict[str, Any], str, int, str]) -> dict[str, Any]
     torch.set_num_threads(1)
     from llm_unlearn.config import build_config
     from llm_unlearn.data.splits import Scenario
+    from llm_unlearn.errors import UserError
     from llm_unlearn.eval.probes.run import PROBES_FILE, probe_model
-    from llm_unlearn.eval.probes.table import Settings
     from llm_unlearn.files import read_json
+    from llm_unlearn.log import get_logger
     from llm_unlearn.models.pretrained import fingerprint
     from llm_unlearn.unlearn.start import open_start
 
-    reference, scenario, out, seed, kind = task
-    settings, path = Settings(items=PROBE_ITEMS), Path(out) / PROBES_FILE
+    reference, scenario, out, seed, kind, arch = task
+    settings, path = probe_settings(arch), Path(out) / PROBES_FILE
     found = read_json(path) if path.exists() else None
     asked = {"model": fingerprint(reference), "settings": asdict(settings)}
-    if not found or {key: found["identity"].get(key) for key in asked} != asked or set(PROBES) - set(found["probes"]):
+    always = tuple(name for name in PROBES if name != "hessian")
+    if not found or {key: found["identity"].get(key) for key in asked} != asked or set(always) - set(found["probes"]):
         path.unlink(missing_ok=True)
         start = open_start(reference, None, build_config(Scenario, scenario))
-        found = probe_model(reference, start.corpus, start.request, which=PROBES, settings=settings, out=Path(out))
-    lines = [(f"{name}, {line['name']}", line) for name in PROBES for line in found["probes"][name]["lines"]]
+        given: dict[str, Any] = {"settings": settings, "out": Path(out)}
+        found = probe_model(reference, start.corpus, start.request, which=always, **given)
+        try:
+            found = probe_model(reference, start.corpus, start.request, which=("hessian",), **given)
+        except UserError as error:
+            get_logger("vision").warning("seed %s %s: no curvature: %s", seed, kind, error)
+    have = [name for name in PROBES if name in found["probes"]]
+    lines = [(f"{name}, {line['name']}", line) for name in have for line in found["probes"][name]["lines"]]
     return {
         "seed": seed,
         "checkpoint": kind,
@@ -413,6 +435,7 @@ def probe_grids(content: dict[str, Any], late: str) -> list[Any]:
     from llm_unlearn.eval.compare import summarise
     from llm_unlearn.report.grid import Grid, Row
     from llm_unlearn.report.published import PROBES as PUBLISHED
+    from llm_unlearn.report.published import PROBES_NOTE
     from llm_unlearn.report.text import DASH
     from llm_unlearn.stats import paired_difference
 
@@ -450,6 +473,7 @@ def probe_grids(content: dict[str, Any], late: str) -> list[Any]:
     notes = (
         "Means over seeds [95 % interval]; null: range (2.5 to 97.5 %) where there is nothing to be found, mean over "
         "seeds. Published: before the jump -> after it, of its own data and nets.",
+        PROBES_NOTE,
     )
     columns = ("probe", *kinds, f"{late} minus fit", "published")
     return [Grid(f"Probes of the start models: {content['arch']}", columns, tuple(body), notes)]

@@ -51,18 +51,24 @@ def draw_images(corpus: Corpus, scenario: Scenario) -> frozenset[str]:
 def image_splits(corpus: Corpus, request: Request) -> dict[str, tuple[QARow, ...]]:
     """Return what is measured: `forget`, `retain`; of the images never trained on `test` (whatever is not asked to be
     forgotten), `holdout` (those like the forgotten: what a model that never saw the forgotten makes of them) and
-    `bystander` (those of classes nothing is forgotten of; absent where there are none).
+    `bystander` (those of classes nothing is forgotten of; absent where there are none). With validation images, which
+    choose and are never measured, `val` and `val_holdout` are to them what `test` and `holdout` are to the test images.
     """
-    train, test = corpus.split("train"), corpus.split("test")
+    train = corpus.split("train")
     forget = [train[i] for i in request.forget]
     gone = {row.answer for row in forget}
-    like = [row for row in test if request.touches(row)] or [row for row in test if row.answer in gone]
+
+    def apart(rows: Sequence[QARow]) -> tuple[list[QARow], list[QARow]]:
+        asked = [row for row in rows if not request.touches(row)]
+        return asked, [row for row in rows if request.touches(row)] or [row for row in rows if row.answer in gone]
+
+    test, val = corpus.split("test"), corpus.splits.get("val", ())
     splits = {
         "forget": forget,
         "retain": [train[i] for i in request.retain],
-        "test": [row for row in test if not request.touches(row)],
-        "holdout": like,
+        **dict(zip(("test", "holdout"), apart(test), strict=True)),
         "bystander": [row for row in test if row.answer not in gone],
+        **dict(zip(("val", "val_holdout"), apart(val), strict=True)),
     }
     return {name: tuple(rows) for name, rows in splits.items() if rows}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,12 @@ class ImageConfig(Config):
         description="Test images, as many of each class, the same for every seed; null: 790 of digits, else all test "
         "images there are. Data without a test set of their own need a number.",
     )
+    val: int = Field(
+        default=0,
+        ge=0,
+        description="Validation images, as many of each class, of the training images that are not used: checkpoints, "
+        "settings and targets are then chosen by them, and the test images only measured. 0: the test images do both.",
+    )
     size: int | None = Field(
         default=None,
         ge=2,
@@ -63,36 +70,38 @@ class ImageConfig(Config):
 
 
 def image_corpus(kind: str, config: ImageConfig, path: str | None, seed: int) -> Corpus:
-    """Return splits `train` and `test` of `ImageRow`s, in the order of the data set.
+    """Return splits `train`, `test` and, if asked for, `val` of `ImageRow`s, in the order of the data set.
 
     A row's identity ("train/17") is the image's place in its data set, so it names the same image under every seed.
-    `seed` draws the training images alone. Sub-classes are the data's own, or k-means clusters of the training images,
-    the largest first; a test image belongs to the nearest centre.
+    `seed` draws the training images, and of those left over the validation images. Sub-classes are the data's own, or
+    k-means clusters of the training images, the largest first; any other image belongs to the nearest centre.
 
     Raises UserError for an unknown kind, data that are not to be had or malformed, and too few images.
     """
     train, test = _open(kind, None if path is None else Path(path), config.coarse)
     n_test = DIGITS_TEST if config.test is None and kind == "digits" else config.test
-    at_train, at_test = _draw(train, test, config.train, n_test, seed)
-    test = test or train
-    pixels = _pixels(train, at_train, config), _pixels(test, at_test, config)
+    at_train, at_test, at_val = _draw(train, test, config.train, n_test, config.val, seed)
+    parts = {"train": (train, at_train), "test": (test or train, at_test)}
+    if len(at_val):
+        parts["val"] = (train, at_val)
+    pixels = [_pixels(source, at, config) for source, at in parts.values()]
     if pixels[0].shape[1:] != pixels[1].shape[1:]:
         raise UserError(
-            f"{test.where}: test images are {_size(pixels[1])}, training images {_size(pixels[0])}; set image.size"
+            f"{parts['test'][0].where}: test images are {_size(pixels[1])}, training images {_size(pixels[0])}; set "
+            "image.size"
         )
     if config.normalise == "standard":
-        pixels = _standard(train.where, *pixels)
-    labels = train.labels_N[at_train], test.labels_N[at_test]
-    if train.subs_N is not None and test.subs_N is not None:
-        subs, names = (train.subs_N[at_train], test.subs_N[at_test]), train.subclasses
+        pixels = _standard(train.where, pixels)
+    labels = [source.labels_N[at] for source, at in parts.values()]
+    own = [source.subs_N[at] for source, at in parts.values() if source.subs_N is not None]
+    if len(own) == len(parts):
+        subs, names = own, train.subclasses
     else:
         subs = _clusters(train, pixels, labels, config.clusters)
         names = tuple(map(str, range(config.clusters))) if config.clusters > 1 else ()
     splits = {
         name: _rows(name, at, x, [train.classes[y] for y in labels_N], [names[k] for k in subs_N] if names else [])
-        for name, at, x, labels_N, subs_N in zip(
-            ("train", "test"), (at_train, at_test), pixels, labels, subs, strict=True
-        )
+        for (name, (_, at)), x, labels_N, subs_N in zip(parts.items(), pixels, labels, subs, strict=True)
     }
     meta = {
         "config": {"kind": kind, **config.model_dump()},
@@ -130,9 +139,11 @@ def _digits() -> Splits:
 
 
 def _draw(
-    train: ImageSource, test: ImageSource | None, n_train: int | None, n_test: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of training and test images, each in rising order; without `test` both are of `train`."""
+    train: ImageSource, test: ImageSource | None, n_train: int | None, n_test: int | None, n_val: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the positions of training, test and validation images, each in rising order; without `test` all are of
+    `train`.
+    """
     pool = np.arange(len(train.labels_N))
     if test is not None:
         at_test = np.arange(len(test.labels_N))
@@ -152,8 +163,9 @@ def _draw(
             raise UserError(
                 f"{train.where}: class '{train.classes[k]}' has no training image; take it out of the classes"
             )
-        return pool, at_test
-    return _balanced(train, pool, n_train, "image.train", seed), at_test
+    at_train = pool if n_train is None else _balanced(train, pool, n_train, "image.train", seed)
+    at_val = _balanced(train, np.setdiff1d(pool, at_train), n_val, "image.val", seed) if n_val else pool[:0]
+    return at_train, at_test, at_val
 
 
 def _balanced(source: ImageSource, pool: np.ndarray, n: int, option: str, seed: int) -> np.ndarray:
@@ -229,20 +241,21 @@ def _averaging(n: int, size: int) -> np.ndarray:
     return np.clip(np.minimum(high, at + 1) - np.maximum(low, at), 0, None) * (size / n)
 
 
-def _standard(where: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standard(where: str, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Scale all splits as the first one, the training images, asks."""
+    train = pixels[0]
     mean = train.mean((0, 2, 3), dtype=np.float64, keepdims=True)
     deviation = train.std((0, 2, 3), dtype=np.float64, keepdims=True)
     if not (deviation > 0).all():
         raise UserError(f"{where}: a channel is the same in all training images; use image.normalise=unit")
-    first, second = (((x - mean) / deviation).astype(np.float32) for x in (train, test))
-    return first, second
+    return [((x - mean) / deviation).astype(np.float32) for x in pixels]
 
 
 def _clusters(
-    source: ImageSource, pixels: tuple[np.ndarray, np.ndarray], labels: tuple[np.ndarray, np.ndarray], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a cluster number for every training and test image, by k-means within its class."""
-    out = np.zeros_like(labels[0]), np.zeros_like(labels[1])
+    source: ImageSource, pixels: Sequence[np.ndarray], labels: Sequence[np.ndarray], k: int
+) -> list[np.ndarray]:
+    """Return a cluster number for every image of every split, by k-means within a class of the first, the trained."""
+    out = [np.zeros_like(labels_N) for labels_N in labels]
     if k == 1:
         return out
     from sklearn.cluster import KMeans
@@ -263,8 +276,9 @@ def _clusters(
         rank = np.empty(k, np.int64)
         rank[by_size] = np.arange(k)
         out[0][mine[0]] = rank[found.labels_]
-        if len(flat[1]):
-            out[1][mine[1]] = rank[found.predict(flat[1])]
+        for sub_N, at, others in zip(out[1:], mine[1:], flat[1:], strict=True):
+            if len(others):
+                sub_N[at] = rank[found.predict(others)]
     return out
 
 

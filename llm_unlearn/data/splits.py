@@ -182,8 +182,12 @@ def _inferred_parts(corpus: Corpus, request: Request) -> dict[str, list[QARow]]:
 
 
 def held_out(corpus: Corpus) -> tuple[QARow, ...]:
-    """Return the rows whose accuracy jumps when a model groks: inferred questions, or images, never trained on."""
-    return tuple(corpus.splits.get("test" if corpus.kind == "image" else "inf_id", ()))
+    """Return the rows whose accuracy jumps when a model groks: inferred questions, or images, never trained on; those
+    for validation where there are any, since checkpoints are chosen by it.
+    """
+    if corpus.kind == "image":
+        return tuple(corpus.splits.get("val") or corpus.splits.get("test", ()))
+    return tuple(corpus.splits.get("inf_id", ()))
 
 
 def training_rows(corpus: Corpus, request: Request, exclude: Literal["none", "forget"]) -> tuple[QARow, ...]:

@@ -55,8 +55,8 @@ def fisher(
     Source: Golatkar et al. 2020, arXiv:1911.04933, scrubbing of deep networks with the Fisher information in place of
     the Hessian (diagonal). Differences: their code draws noise of standard deviation (alpha / (F + 1e-8))^(1/2), clamps
     it and resets the last layer of a forgotten class; the paper's power is followed here, and only `floor` limits the
-    noise, to alpha * floor^(-1/4). Their F is an expectation over the model's own labels, which a vocabulary forbids;
-    here it is taken at the observed answers.
+    noise, to alpha * floor^(-1/4). Their F is an expectation over the model's own labels: a pass for each class,
+    which ten classes allow and a vocabulary does not; here it is taken at the observed answers, of images as of texts.
 
     Args:
         weights: start model.

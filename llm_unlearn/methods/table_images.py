@@ -66,7 +66,8 @@ FROM_IMAGES: tuple[Method, ...] = (
         source="arXiv:2403.14339; weights and schedule as in the authors' code",
         note="The paper itself could not be read: equation and schedule are those of the authors' notebooks. They "
         "measure the target on validation data every five epochs, under the model as it then is. Here it is "
-        "measured once, before the first update: the start model's loss on what it never saw (split holdout), "
+        "measured once, before the first update: the start model's loss on what it never saw (split holdout, of "
+        "validation images where there are any), "
         "without that split gold's on the forget set; without either it has to be given. "
         "Their start is 0.5 for text, and for images 5/3 of the forget set's share of the training set. Where a "
         "step is divided into micro-batches, the mean of the whole batch takes one more forward pass over it.",
@@ -167,7 +168,7 @@ FROM_IMAGES: tuple[Method, ...] = (
         params={
             "alpha": Knob(
                 default=1e-3,
-                search=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+                search=(1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2),
                 closed=True,
                 help="scale of the noise, (lambda sigma^2)^(1/4)",
             ),
@@ -176,7 +177,8 @@ FROM_IMAGES: tuple[Method, ...] = (
         formula="theta + alpha (F_retain + floor)^(-1/4) n, n ~ N(0, 1)",
         source="arXiv:1911.04933, Fisher forgetting",
         note="Empirical Fisher (observed answers, one gradient per item), diagonal. The authors' code has the "
-        "power -1/2, clamps the noise and takes an expectation over the model's own labels.",
+        "power -1/2, clamps the noise and takes an expectation over the model's own labels, which ten classes would "
+        "allow here too and a vocabulary would not.",
         failure="Forgets by damage: noise large enough to reach the forget set reaches the retain set as well.",
     ),
     Method(
@@ -186,7 +188,9 @@ FROM_IMAGES: tuple[Method, ...] = (
         retain="none",
         params={
             "alpha": Knob(
-                default=10.0, search=(1.0, 2.0, 5.0, 10.0, 50.0), help="selects where I_forget > alpha * I_all"
+                default=10.0,
+                search=(1.5, 2.0, 3.0, 5.0, 8.0, 10.0, 50.0),
+                help="selects where I_forget > alpha * I_all",
             ),
             "lam": Knob(default=1.0, search=(0.1, 0.5, 1.0), closed=True, help="dampening, times I_all / I_forget"),
         },
@@ -194,6 +198,7 @@ FROM_IMAGES: tuple[Method, ...] = (
         source="arXiv:2308.07707, method section",
         note="I: mean over items of the squared gradient, one gradient per item; the authors' code squares "
         "gradients of batches.",
-        failure="An alpha at or above (all items / forget items) selects nothing; a low one takes shared weights.",
+        failure="An alpha at or above (all items / forget items), 10 where a tenth is forgotten, selects nothing; "
+        "a low one takes shared weights.",
     ),
 )

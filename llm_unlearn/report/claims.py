@@ -12,6 +12,7 @@ is smaller. Seeds are the unit: for the verdict a seed's effect is first average
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,7 +71,9 @@ class Judged:
     baseline: str
     effect: Interval | None
     methods: tuple[str, ...]
-    """Those averaged over; a method with fewer seeds than the others, or collapsed in one, is left out."""
+    """Those averaged over, on the seeds they share; a method with fewer seeds than most have, or collapsed in one, is
+    left out.
+    """
     left_out: tuple[str, ...]
     verdict: Verdict
     why: str
@@ -153,8 +156,9 @@ def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
 def _judged(claim: Claim, outcomes: Sequence[Outcome], group: str, baseline: str) -> Judged:
     methods = sorted({o.method for o in outcomes if o.checkpoint == group})
     numbers = {m: _numbers(claim, outcomes, m, group, baseline) for m in methods}
-    most = max((len(values) for values, _ in numbers.values()), default=0)
-    used = [m for m in methods if numbers[m][0] and len(numbers[m][0]) == most]
+    n_seeds = Counter(len(values) for values, _ in numbers.values() if values)
+    usual = max(n_seeds, key=lambda n: (n_seeds[n], n), default=0)  # what most methods have; some may have more
+    used = [m for m in methods if usual and len(numbers[m][0]) >= usual]
     seeds = sorted(set.intersection(*(set(numbers[m][0]) for m in used))) if used else []
     left_out = tuple(m for m in methods if m not in used)
     need = MIN_SPREAD if claim.kind == "variance" else MIN_SEEDS

@@ -101,7 +101,8 @@ def probes_table(result: Mapping[str, Any]) -> Table:
         found = result["probes"][name]
         for i, line in enumerate(found["lines"]):
             null = "" if line["null"] is None else f"{line['null'][0]:.3f} to {line['null'][1]:.3f}"
-            value = DASH if not math.isfinite(line["value"]) else _exact(line["value"])
+            told = line["value"]
+            value = DASH if told is None or not math.isfinite(told) else _exact(told)
             cost = f"{found['cost']['cpu_seconds']:.1f}" if i == 0 else ""
             table.add_row(name if i == 0 else "", Text(printable(line["name"])), value, null, cost)
         table.add_section()

@@ -19,6 +19,7 @@ LATER: dict[str, Any] = {
     "config.data.image.size": None,
     "config.data.image.test": None,
     "config.data.image.train": 400,
+    "config.data.image.val": 0,
     "config.loop.timeout_s": 600.0,
     "config.model.alpha": 1.0,
     "config.model.net": None,

@@ -1,4 +1,5 @@
-"""What tuning tries: the same number of settings for every method, so that none wins by having been tuned harder.
+"""What tuning tries: the same number of settings for every method, so that none wins by having been tuned harder. An
+edit in one go takes no updates, so its whole grid is tried: that costs nothing the budget counts.
 
 A plain grid and a seeded random subset of it, no adaptive search: the budget is then equal by construction, a trial is
 reproducible on its own, and the grids are far too small for a model of the objective to pay.
@@ -64,7 +65,9 @@ def has_learning_rate(method: Method, given: MethodConfig) -> bool:
     return str(method.kind) == "loss" or ("reinforced" in needs(method) and given.reinforced is None)
 
 
-def settings(searched: Sequence[Axis], lrs: Sequence[float], trials: int, draw: np.random.Generator) -> list[Setting]:
+def settings(
+    searched: Sequence[Axis], lrs: Sequence[float], trials: int | None, draw: np.random.Generator
+) -> list[Setting]:
     """Return exactly `trials` different settings, the knobs' defaults at the learning rates given first.
 
     The default knobs are tried at each of `lrs`. What trials are left go round the learning rates in a random order,
@@ -76,7 +79,7 @@ def settings(searched: Sequence[Axis], lrs: Sequence[float], trials: int, draw: 
     Args:
         searched: what `axes` returns.
         lrs: learning rates, none or at least 2 different ones.
-        trials: number of settings wanted.
+        trials: number of settings wanted; None, without learning rates alone: all there are.
         draw: decides the subset.
 
     Raises:
@@ -90,7 +93,7 @@ def settings(searched: Sequence[Axis], lrs: Sequence[float], trials: int, draw: 
     ]
     if not lrs:
         return [default, *(others[i] for i in draw.permutation(len(others)))][:trials]
-    if trials < len(lrs):
+    if trials is None or trials < len(lrs):
         raise UserError(
             f"tune.trials={trials} is less than the {len(lrs)} learning rates of tune.lrs, and every method is "
             "tried at each; raise tune.trials or list fewer"

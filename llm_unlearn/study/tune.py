@@ -52,7 +52,7 @@ from llm_unlearn.train.origin import request_digest
 from llm_unlearn.unlearn.config import MethodConfig
 from llm_unlearn.unlearn.stopping import left
 
-KEPT = ("retain_prob", "retain_inf_prob", "test_prob")
+KEPT = ("retain_prob", "retain_inf_prob", "val_prob", "test_prob")  # test_prob only without val_prob
 WORLDS = ("world", "ledger")  # drawn by their seed, and slow to make
 
 
@@ -101,7 +101,8 @@ class Choice:
 def plan_tuning(config: StudyConfig) -> list[Cell]:
     """Return the cells of tuning in a fixed order: models and golds of the tuning seeds, then every trial.
 
-    Trials have the same number of updates and there are equally many per method and checkpoint (`search.settings`).
+    Trials have the same number of updates and there are equally many per method and checkpoint (`search.settings`); of
+    an edit in one go, which takes none, all that there are.
     Raises UserError for what `plan` refuses, for a tuning seed that is one of the study's, for a forget request that is
     one of the study's, and for an unknown scenario.
     """
@@ -187,7 +188,8 @@ def _drawn_by_seed(data: DataConfig, a: int, b: int) -> bool:
 
 def trials_of(config: StudyConfig, name: str) -> list[Setting]:
     """Return the settings that are tried for a method of the study, the same ones at every checkpoint and seed: as many
-    as `tune.trials`, or all that there are of a method without a learning rate to search.
+    as `tune.trials` (all that there are of a method with a learning rate of its own and a smaller grid), or all of an
+    edit in one go, which takes no updates.
     """
     section = method_values(config, name)["method"]
     if not isinstance(section, Mapping):
@@ -199,8 +201,9 @@ def trials_of(config: StudyConfig, name: str) -> list[Setting]:
         raise UserError(f"tune.lrs={list(tune.lrs)}: want different learning rates above 0")
     own = config.methods[name].get("optim")
     is_set = isinstance(own, Mapping) and "lr" in own
-    lrs = tune.lrs if has_learning_rate(method, given) and not is_set else ()
-    return settings(axes(method, given), lrs, tune.trials, rng(tune.draw, "tune", name))
+    steps = has_learning_rate(method, given)
+    lrs, wanted = tune.lrs if steps and not is_set else (), tune.trials if steps else None
+    return settings(axes(method, given), lrs, wanted, rng(tune.draw, "tune", name))
 
 
 def _trial_cell(config: StudyConfig, place: Place, name: str, setting: Setting) -> Cell:
@@ -229,7 +232,8 @@ def draw_of(result: Mapping[str, Any], floor: float | None = None) -> Draw:
     if "diverged" in result:
         return DIVERGED
     start, kept = result["start"], result["kept"]
-    falls = [start[name] - kept[name] for name in KEPT if name in kept]
+    read = [name for name in KEPT if name in kept and not (name == "test_prob" and "val_prob" in kept)]
+    falls = [start[name] - kept[name] for name in read]
     enough = left(kept, start) >= (floor or 0.0)
     found = Draw(kept[f"forget_{result.get('target_by', 'prob')}"] - result["target"], sum(falls) / len(falls), enough)
     return found if math.isfinite(found.excess) and math.isfinite(found.damage) else DIVERGED

@@ -88,7 +88,8 @@ class StopConfig(Config):
         le=1,
         description=(
             "Forget probability to reach; null: gold's plus margin; without gold the start's on authors it never saw "
-            "(split holdout) plus margin; without those a tenth of the start's."
+            "(split holdout, of validation images where there are any) plus margin; without those a tenth of the "
+            "start's."
         ),
     )
     margin: float = Field(

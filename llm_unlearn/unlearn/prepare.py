@@ -27,7 +27,7 @@ from llm_unlearn.unlearn.objective import Items, check_for_images, reads_answers
 from llm_unlearn.unlearn.start import Start
 from llm_unlearn.unlearn.stopping import Level
 
-WATCHED = ("forget", "retain", "forget_inf", "retain_inf", "test")
+WATCHED = ("forget", "retain", "forget_inf", "retain_inf", "val", "test")
 SHARE_OF_START = 0.1  # the target where nothing says what a model that never saw the forget set gives
 
 
@@ -79,7 +79,8 @@ def level_of(config: UnlearnConfig, start: Start, tokenizer: Any, model: AnswerM
         accuracy, loss, probability = quick_scores(judge, _few_items(config, start, tokenizer, splits[split]))
         return probability if by == "prob" else accuracy, -loss
 
-    unseen = scores(model, "holdout") if "holdout" in splits else None
+    never = next((name for name in ("val_holdout", "holdout") if name in splits), None)
+    unseen = None if never is None else scores(model, never)
     if config.gold is not None:
         gold_origin = read_origin(config.gold)
         ways = [its.get("config", {}).get("shuffle", "none") for its in (gold_origin, start.origin)]

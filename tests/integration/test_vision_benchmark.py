@@ -14,12 +14,12 @@ import pytest
 from llm_unlearn.errors import UserError
 from llm_unlearn.study.arms import training_of, wanted
 from llm_unlearn.study.matrix import plan
-from llm_unlearn.study.tune import Choice, plan_tuning
+from llm_unlearn.study.tune import Choice, plan_tuning, trials_of
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "vision.py"
 TOY = ["grok.data.image.train=120", "grok.watch.until=fit", "unlearn.loop.max_steps=10", "tune.lrs=[1e-3, 1e-2]",
-       "checkpoints=[fit, easy]", "scenarios={half: {kind: class, size: 2, share: 0.5}}", "grid_scenarios=[half]",
-       "controls.easy.changes.loop.max_steps=60"]  # fmt: skip
+       "checkpoints=[fit, easy]", "scenarios={half: {kind: class, size: 2, share: 0.5}}", "levels={half: 0.5}",
+       "grid_scenarios=[half]",        "controls.easy.changes.loop.max_steps=60"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,13 @@ def test_the_whole_study_is_as_the_figures_ask(program):
     more = {(w.checkpoint, w.method) for w in cells if w.seed >= 5}
     assert more == {(kind, name) for kind in ("fit", "grok", "easy") for name in ("ga", "neggrad_plus", "scrub")}
     trials = [c.spec for c in plan_tuning(cnn) if c.kind == "tune"]
-    assert len(trials) == 4 * 8 * 8 * 5
+    whole = sum(len(trials_of(cnn, name)) for name in ("fisher", "ssd"))
+    assert len(trials) == 4 * 8 * (6 * 5 + whole)
     assert {t["seed"] for t in trials} == {100}
     assert (resnet.grok.model.net.arch, resnet.grok.model.net.alpha, resnet.grok.optim.clip) == ("resnet8", 8, 0)
     assert training_of(resnet, "easy")["model"]["net"]["alpha"] == 1
     assert cnn.primary is not None
+    assert {(s.grok.data.image.train, s.grok.data.image.val) for s in (cnn, resnet)} == {(400, 400)}
 
 
 def test_fewer_seeds_have_no_extra_cells_and_two_no_primary(program):
@@ -84,6 +86,35 @@ def test_what_tuning_never_reached_is_left_out(program):
     assert measured.primary is not None
     with pytest.raises(UserError, match="no trial of tuning has a result"):
         program.with_settings(study, [], Path("tuned.yaml"))
+
+
+def test_probes_are_set_as_what_they_stand_beside(program):
+    cnn, resnet = (program.probe_settings(arch) for arch in ("cnn", "resnet8"))
+    assert (cnn.directions, resnet.directions) == (25, 20), "the published ResNet code takes 20"
+    assert cnn.loss == resnet.loss == 0.5, "curvature at one loss"
+
+
+def test_a_model_that_never_has_that_loss_keeps_its_other_probes(program, tmp_path, monkeypatch):
+    def probe_model(*_given, which, **_settings):
+        if "hessian" in which:
+            raise UserError("no temperature gives a mean loss of 0.5")
+        line = {"name": "x", "value": 1.0, "null": None}
+        return {"probes": {name: {"lines": [line], "cost": {"cpu_seconds": 1.0}} for name in which}}
+
+    monkeypatch.setenv("LLM_UNLEARN_QUIET", "1")
+    monkeypatch.setattr("llm_unlearn.eval.probes.run.probe_model", probe_model)
+    monkeypatch.setattr("llm_unlearn.models.pretrained.fingerprint", lambda _reference: "f")
+    start = Namespace(corpus=None, request=None)
+    monkeypatch.setattr("llm_unlearn.unlearn.start.open_start", lambda *_given: start)
+    row = program.probe_one(("m", {"kind": "class", "size": 1}, str(tmp_path / "p"), 0, "early", "cnn"))
+    assert set(row["lines"]) == {f"{name}, x" for name in program.PROBES if name != "hessian"}
+
+
+def test_what_the_published_probes_leave_open_is_told(program):
+    rows = [{"seed": 0, "checkpoint": "fit", "lines": {"alignment, ce: cos(all forget, all retain)": [0.5]}}]
+    (grid,) = program.probe_grids({"arch": "resnet8", "probes": rows}, "grok")
+    assert [row.cells[-1] for row in grid.rows] == ["0.999 -> 0.426"]
+    assert "one net that is not named" in " ".join(grid.notes)
 
 
 def test_once_through_and_again(program, tmp_path):

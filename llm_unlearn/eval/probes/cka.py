@@ -84,8 +84,9 @@ def cka_biased(x_nH: Tensor, y_nH: Tensor) -> float:
 def cka_paper(x_nH: Tensor, y_mH: Tensor, *, n_shuffles: int = 100, seed: int = 0) -> dict[str, Any]:
     """Return the CKA of arXiv:2512.03437, biased and between rows that have no pairing, with its null.
 
-    Forget features against retain features, the longer cut to the length of the shorter. There is no pairing, so any
-    order of the rows is as good as the one given: only a value outside the null's range would say something.
+    Forget features against retain features, of the longer as many rows as the shorter has, drawn by the seed. There is
+    no pairing, so any order of the rows is as good as the one given: only a value outside the null's range would say
+    something.
 
     Returns:
         {"value", "null_mean", "null_quantiles" (2.5, 50, 97.5 % over shuffles of the retain rows), "n"}.
@@ -95,7 +96,7 @@ def cka_paper(x_nH: Tensor, y_mH: Tensor, *, n_shuffles: int = 100, seed: int = 
     n = min(len(x_nH), len(y_mH))
     if n < MIN_ROWS:
         raise UserError(f"CKA needs at least {MIN_ROWS} rows, got {n}; raise --items or choose a larger split")
-    x, y = x_nH[:n], y_mH[:n]
+    x, y = (f if len(f) == n else f[_drawn(len(f), n, seed)] for f in (x_nH, y_mH))
     orders = (torch.from_numpy(rng(seed, "cka", k).permutation(n)) for k in range(n_shuffles))
     null = np.array([cka_biased(x, y[order.to(y.device)]) for order in orders])
     return {
@@ -104,6 +105,10 @@ def cka_paper(x_nH: Tensor, y_mH: Tensor, *, n_shuffles: int = 100, seed: int = 
         "null_quantiles": [float(q) for q in np.quantile(null, QUANTILES)],
         "n": n,
     }
+
+
+def _drawn(m: int, n: int, seed: int) -> list[int]:
+    return sorted(int(i) for i in rng(seed, "cka", "rows").permutation(m)[:n])
 
 
 def shuffle_null(x_nH: Tensor, y_nH: Tensor, *, n_shuffles: int = 100, seed: int = 0) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -14,12 +13,15 @@ from llm_unlearn.data.schema import QARow
 from llm_unlearn.errors import UserError
 from llm_unlearn.seeding import rng
 
+Stratum = tuple[str, ...] | None
+
 
 @dataclass(frozen=True)
 class Draw:
     """Row numbers of one resample: n rows to forget, and two disjoint groups of n to retain.
 
-    `matched` is the share of the 2n that lie in the stratum of the forget row they stand for.
+    `matched` is the share of rows whose stratum retain has too: there all three groups are of one composition. The
+    others stand for a stratum that is forgotten as a whole.
     """
 
     forget: tuple[int, ...]
@@ -52,17 +54,18 @@ def draw_groups(
     Where the forget set holds whole authors, so do the groups, and where it holds whole classes or relations, so do
     they: rows are taken unit after unit in a random order, the two groups from different units. Rows of one author or
     class have more in common than those of many, and a group of scattered rows would be no null for that. Within that
-    order a group takes from every stratum as many rows as the forget rows have there, and then any others: a forgotten
-    class has no stratum in retain. Authors are not asked everything in every wording, so strata of whole authors are
-    relations whatever the wording.
+    order a group takes from every stratum as many rows as the forget rows have there, at most half of what is kept of
+    it: forget rows beyond that are left out, else the first group would be of their classes and the second of others. A
+    stratum that is forgotten as a whole is stood for by rows of strata that nothing is forgotten of. Authors are not
+    asked everything in every wording, so strata of whole authors are relations whatever the wording.
 
     Args:
         forget: rows asked to be forgotten.
         retain: rows to be kept.
         n_draws: number of draws.
         seed: same seed, same draws.
-        max_rows: most rows a group may have; beyond, or with fewer than twice as many rows to retain, the forget rows
-            are a subset, drawn unit after unit too and the same in every draw.
+        max_rows: most rows a group may have; beyond, or with fewer than twice as many rows to retain in a stratum, the
+            forget rows are a subset, drawn unit after unit too and the same in every draw.
 
     Raises UserError for an empty forget set, or fewer than 2 retain rows.
     """
@@ -70,13 +73,15 @@ def draw_groups(
         raise UserError("the forget set is empty; give data with a forget request (eval: --data, --forget-split)")
     if len(retain) < 2:
         raise UserError(f"retain holds {len(retain)} rows, two groups need at least 2; lower scenario.size")
-    n = min(len(forget), len(retain) // 2, max_rows)
     unit = _unit_of(forget, retain)
-    key = partial(stratum, wording=unit is not _author)
     gone = _units(forget, unit, rng(seed, "probe", "forget"))
-    mine = [i for rows in gone for i in rows][:n]
-    wanted, hops = Counter(key(forget[i]) for i in mine), {row.hop for row in forget}
-    keys, least = [key(row) for row in retain], min(map(len, gone)) / 2
+    order, hops = [i for rows in gone for i in rows], {row.hop for row in forget}
+    asked, kept = _strata(forget, retain, wording=unit is not _author)
+    mine = _take(asked, order, Counter({key: n // 2 for key, n in Counter(kept).items()}))[:max_rows]
+    if not mine:  # a row is kept of each stratum, and cannot be in two groups
+        asked, kept = [None] * len(forget), [None] * len(retain)
+        mine = order[: min(len(retain) // 2, max_rows)]
+    wanted, least = Counter(asked[i] for i in mine), min(map(len, gone)) / 2
     draws = []
     for k in range(n_draws):
         units = _units(retain, unit, rng(seed, "probe", "retain", k))
@@ -84,9 +89,10 @@ def draw_groups(
         units.sort(key=lambda rows: (retain[rows[0]].hop not in hops, len(rows) < least))
         halves = [[i for rows in units[side::2] for i in rows] for side in (0, 1)]
         # a half may run short of a stratum: the rest comes from what the other group leaves
-        first, exact = _take(keys, [*halves[0], *halves[1]], wanted, n, set())
-        second, also = _take(keys, [*halves[1], *halves[0]], wanted, n, set(first))
-        draws.append(Draw(tuple(sorted(mine)), tuple(first), tuple(second), (exact + also) / (2 * n)))
+        first = _take(kept, [*halves[0], *halves[1]], wanted)
+        taken = set(first)
+        second = _take(kept, [i for i in [*halves[1], *halves[0]] if i not in taken], wanted)
+        draws.append(Draw(tuple(sorted(mine)), tuple(first), tuple(second), 1 - wanted[None] / len(mine)))
     return draws
 
 
@@ -120,16 +126,19 @@ def _units(rows: Sequence[QARow], unit: Callable[[QARow], str | None], draw: np.
     return list(units.values())
 
 
-def _take(
-    keys: Sequence[tuple[str, ...]], order: Sequence[int], wanted: Counter, n: int, taken: set[int]
-) -> tuple[list[int], int]:
-    """Return n row numbers in the order given, strata first, and how many of them are in a stratum wanted."""
-    left, free = Counter(wanted), [i for i in order if i not in taken]
-    chosen: list[int] = []
-    for i in free:
-        if left[keys[i]] > 0:
-            left[keys[i]] -= 1
+def _strata(forget: Sequence[QARow], retain: Sequence[QARow], *, wording: bool) -> tuple[list[Stratum], list[Stratum]]:
+    """Return the stratum of every row; None where only one of the two sets has it."""
+    sides = [[stratum(row, wording=wording) for row in rows] for rows in (forget, retain)]
+    both = set(sides[0]) & set(sides[1])
+    asked, kept = ([key if key in both else None for key in side] for side in sides)
+    return asked, kept
+
+
+def _take(strata: Sequence[Stratum], order: Sequence[int], wanted: Counter[Stratum]) -> list[int]:
+    """Return row numbers in the order given, of every stratum as many as wanted or as there are."""
+    left, chosen = Counter(wanted), []
+    for i in order:
+        if left[strata[i]] > 0:
+            left[strata[i]] -= 1
             chosen.append(i)
-    exact, have = len(chosen), set(chosen)
-    chosen += [i for i in free if i not in have][: n - exact]
-    return chosen, exact
+    return chosen

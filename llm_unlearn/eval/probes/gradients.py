@@ -1,8 +1,8 @@
 """Do forgetting and keeping pull at the same weights? Cosines of mean gradients, with their null.
 
-The paper's number is the cosine of the gradients of whole sets, which is near 1 for any two sets whose items share a
-direction. So beside it stand groups of equal size and composition, the same cosine between two groups that are both
-kept (the null), and the excess of one over the other. All cosines keep their sign.
+The paper's number is the cosine of the gradients of whole sets (`cos_whole`), which is near 1 for any two sets whose
+items share a direction. So beside it stand groups of equal size and composition, the same cosine between two groups
+that are both kept (the null), and the excess of one over the other. All cosines keep their sign.
 """
 
 from __future__ import annotations
@@ -80,12 +80,15 @@ def gradient_alignment(
         squares: v, per trained weight, from `item_gradients`.
 
     Returns:
-        {"n", "draws", "matched", "logit_std", "variants": {variant: {group of weights: {"cos_FR", "cos_RR", "excess",
-        "null_quantiles" (2.5, 50, 97.5 % of cos(R1, R2)), "cos_pooled" (with the sum over all draws), "angle_FR" in
-        degrees, "norm_F", "norm_R", "norm_ratio", "collateral" (mean g_F . g_R1)}}}}. Ascent on the forget loss with
-        a small step eta raises the retain loss by eta * collateral.
+        {"n", "draws", "matched", "logit_std", "cos_whole" (cos(g_F, g_R), ce, of all that is given), "variants":
+        {variant: {group of weights: {"cos_FR", "cos_RR", "excess", "null_quantiles" (2.5, 50, 97.5 % of cos(R1, R2)),
+        "cos_pooled" (with the sum over all draws), "angle_FR" in degrees, "norm_F", "norm_R", "norm_ratio",
+        "collateral" (mean g_F . g_R1)}}}}. Ascent on the forget loss with a small step eta raises the retain loss by
+        eta * collateral.
     """
     with evaluating(model):
+        f, r = (mean_gradients(model, items, [cross_entropy])[0] for items in (forget, retain))
+        fr, ff, rr = (float(products(*pair).sum()) for pair in ((f, r), (f, f), (r, r)))
         mine = [forget[i] for i in draws[0].forget]
         scale = float(answer_values(model, mine, _variance).mean().sqrt())
         losses: dict[str, TokenLoss] = {
@@ -109,6 +112,7 @@ def gradient_alignment(
         "draws": len(draws),
         "matched": float(np.mean([draw.matched for draw in draws])),
         "logit_std": scale,
+        "cos_whole": cosine(fr, ff, rr),
         "variants": {
             variant: _by_group(names, products(g, g), np.stack(found[variant]), g, sums[variant])
             for variant, g in own.items()

@@ -21,6 +21,7 @@ from llm_unlearn.eval.probes.weights import effective_ranks, feature_rank, logit
 from llm_unlearn.seeding import derive, rng
 
 PAIR_ITEMS = 64
+MATCHED = 0.9  # least share of rows compared within their own strata that makes the null one
 GROKKING = "arXiv:2512.03437, with a null of ours"
 
 
@@ -93,10 +94,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Line:
-    """One number of a probe; `null` is the range (2.5 to 97.5 %) it has where there is nothing to be found."""
+    """One number of a probe, None where it would mean nothing (the detail says why); `null` is the range (2.5 to
+    97.5 %) it has where there is nothing to be found.
+    """
 
     name: str
-    value: float
+    value: float | None
     null: tuple[float, float] | None = None
 
 
@@ -142,13 +145,18 @@ def _alignment(subject: Subject, settings: Settings) -> Finding:
     draws = draw_groups(rows["forget"], rows["retain"], settings.draws, settings.seed, settings.items)
     squares = subject.per_item(settings)[1]
     found = gradient_alignment(subject.model, items["forget"], items["retain"], draws, squares)
-    lines = []
+    lines = [Line("ce: cos(all forget, all retain)", found["cos_whole"])]
+    if found["matched"] < MATCHED:
+        found["no_excess"] = (
+            f"{found['matched']:.0%} of the rows compared are of a class or wording that is kept too, "
+            f"{MATCHED:.0%} are needed for a null"
+        ).replace("%", " %")
     for variant, groups in found["variants"].items():
         whole = groups["all"]
         low, _, high = whole["null_quantiles"]
         lines += [
             Line(f"{variant}: cos(forget, retain)", whole["cos_FR"], (low, high)),
-            Line(f"{variant}: excess over cos(retain, retain)", whole["excess"]),
+            Line(f"{variant}: excess over cos(retain, retain)", None if "no_excess" in found else whole["excess"]),
         ]
     whole = found["variants"]["ce"]["all"]
     lines += [
@@ -313,7 +321,7 @@ _ALL = (
     Probe("alignment", _alignment,
           "cos(mean_F g, mean_R1 g) - cos(mean_R1 g, mean_R2 g), |R1| = |R2| = |F|, stratified; g of cross-entropy, of "
           "the margin, of logits / std, and / sqrt(v)", GROKKING,
-          "41 groups of |F| items forward, and backward for each of 3 losses; 64 items one by one; "
+          "both sets whole; 41 groups of |F| items forward, and backward for each of 3 losses; 64 items one by one; "
           "memory of 16 gradients",
           "above the null: forgetting moves what is kept more than keeping other rows does"),
     Probe("pairs", _pairs, "mean and mean |.| of cos(g_i, g_j), by author, relation or class, and FF / FR / RR",
@@ -329,7 +337,7 @@ _ALL = (
           "arXiv:2405.15071, sec. 3.3", "a forward pass of every two-hop question and layer but the last",
           "worlds only; above its null: two hops are answered by way of the author in the middle"),
     Probe("local_complexity", _complexity,
-          "mean_x sum_layers #{neurons with sign(z) at a vertex x +- r u_p unlike at vertex 0}, P = 25",
+          "mean_x sum_layers #{neurons with sign(z) at a vertex x +- r u_p unlike at vertex 0}, p to P = 25",
           "arXiv:2402.15555", "50 forward passes of every set, at r absolute and relative",
           "fewer: hyperplanes have left the data; compare at relative r"),
     Probe("cka", _cka, "HSIC1(K, L) / sqrt(HSIC1(K, K) HSIC1(L, L)), K = X X'", "arXiv:2010.15327, eqs. 2-4",

@@ -61,6 +61,19 @@ def test_a_share_of_two_classes_leaves_their_test_images_to_be_asked(pictures):
     assert len(splits["retain"]) == 60
 
 
+@pytest.mark.parametrize("scenario", [{"kind": "class", "size": 1}, {"kind": "class", "size": 2, "share": 0.5}])
+def test_validation_images_are_parted_as_the_test_images_are(pictures, scenario):
+    val = tuple(image("val", i) for i in range(40))
+    more = Corpus("pictures", "image", {**pictures.splits, "val": val}, pictures.meta)
+    request, _ = drawn(pictures, **scenario)
+    plain, splits = eval_splits(pictures, request), eval_splits(more, request)
+    assert {name: splits[name] for name in plain} == plain, "what is measured stays"
+    for mine, name in (("val", "test"), ("val_holdout", "holdout")):
+        assert [row.question for row in splits[mine]] == [row.question.replace("test/", "val/") for row in splits[name]]
+    assert held_out(more) == val, "checkpoints are chosen by them"
+    assert held_out(pictures) == pictures.split("test")
+
+
 def test_named_classes_are_taken(pictures):
     _, forget = drawn(pictures, kind="class", classes=("owl",), share=0.25)
     assert {row.answer for row in forget} == {"owl"}

@@ -18,6 +18,7 @@ from llm_unlearn.data.image_files import FASHION_CLASSES, HUB, open_folder, open
 from llm_unlearn.data.image_sets import IMAGE_KINDS, ImageConfig, image_corpus
 from llm_unlearn.data.images import Classes, ImageRow, corpus_classes
 from llm_unlearn.data.schema import check_unique
+from llm_unlearn.errors import UserError
 
 NAMES = ("ant", "bee", "cow")
 
@@ -106,6 +107,30 @@ def test_training_and_test_share_no_image(seed):
         places = [{q.split("/")[1] for q in questions(made, split)} for split in ("train", "test")]
         assert not places[0] & places[1]
     assert len(places[0] | places[1]) == 1797
+
+
+def test_validation_images_are_training_images_that_are_not_trained():
+    plain, made, other = corpus(seed=1), corpus(seed=1, val=400), corpus(seed=2, val=400)
+    assert set(plain.splits) == {"train", "test"}
+    assert set(Counter(row.answer for row in made.split("val")).values()) == {40}
+    for split in ("train", "test"):
+        assert made.split(split) == plain.split(split), "what is trained and measured stays"
+    places = [{q.split("/")[1] for q in questions(made, split)} for split in ("train", "test", "val")]
+    assert len(set.union(*places)) == 400 + 790 + 400
+    assert all(row.question.startswith("val/") and row.facts[2].startswith("subclass:") for row in made.split("val"))
+    assert len({data.meta["pixels"] for data in (plain, made, other)}) == 3
+    with pytest.raises(UserError, match=r"has \d+ images to draw from, image.val=800 needs 80; lower image.val"):
+        corpus(val=800)
+
+
+def test_validation_images_of_files_are_prepared_like_those_trained(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), np.uint8)
+    path = write_npz(tmp_path / "a.npz", n=60, test_images=images, test_labels=np.arange(12) % 3)
+    made = corpus("npz", path, train=30, val=15, test=6, normalise="standard", clusters=1)
+    assert {name: len(rows) for name, rows in made.splits.items()} == {"train": 30, "test": 6, "val": 15}
+    first = {int(row.question.split("/")[1]): row.pixels.mean() for row in (*made.split("train"), *made.split("val"))}
+    steps = [(first[b] - first[a]) / (b - a) for a, b in zip(sorted(first), sorted(first)[1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * 44, rel=1e-3), "image i is filled with i: one scale for both splits"
 
 
 @pytest.mark.parametrize(("kind", "start"), [("digits", "0862c387ecac"), ("colours", "035b7ffa67c2")])

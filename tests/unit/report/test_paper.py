@@ -258,6 +258,16 @@ def test_a_method_that_collapsed_is_left_out_and_named():
     assert "without scrub" in text
 
 
+def test_more_seeds_of_some_methods_leave_no_other_out():
+    more = {kind: {name: values * 2 for name, values in side.items()} for kind, side in
+            (("early", EARLY), ("grok", GROK))}  # fmt: skip
+    runs = study(seeds=10, methods=("ga",), **more) + study(methods=("scrub", "salun"), early=EARLY, grok=GROK)
+    lost = [o for o in study(methods=("fisher",), early=EARLY, grok=GROK) if o.seed != 3]
+    ta = judged([*runs, *lost])["TA after unlearning is higher", "early"]
+    assert (ta.methods, ta.left_out, ta.effect.n) == (("ga", "salun", "scrub"), ("fisher",), 5)
+    assert ta.effect.mean == pytest.approx(np.mean(np.array(GROK["test_acc"]) - EARLY["test_acc"]))
+
+
 def test_too_few_seeds_cannot_tell():
     found = judged(study(seeds=2, early=EARLY, grok=GROK))
     assert {j.verdict for j in found.values()} == {"cannot tell"}

@@ -81,7 +81,8 @@ def test_without_a_rate_the_knobs_alone_are_searched_until_they_are_exhausted():
     knob = Axis(PARAMS + "k", (1.0, 2.0, 4.0), 2.0)
     assert settings([knob], (), 9, np.random.default_rng(0))[0] == {PARAMS + "k": 2.0}
     assert len(settings([knob], (), 9, np.random.default_rng(0))) == 3
-    assert len(settings([knob], (), 2, np.random.default_rng(0))) == 2
+    assert len(settings([knob], (), 2, np.random.default_rng(0))) == 2, "a loss at a learning rate of its own"
+    assert len(settings([knob], (), None, np.random.default_rng(0))) == 3, "what takes no updates: all there is"
     assert settings([], (), 9, np.random.default_rng(0)) == [{}], "nothing to search: one trial"
 
 

@@ -19,8 +19,9 @@ from llm_unlearn.models.causal import answer_model
 from llm_unlearn.models.image_model import build_classifier
 from llm_unlearn.models.image_nets import NetConfig
 from llm_unlearn.train.tasks import Place
+from llm_unlearn.unlearn import prepare
 from llm_unlearn.unlearn.alternates import Alternates
-from llm_unlearn.unlearn.config import MethodConfig
+from llm_unlearn.unlearn.config import MethodConfig, UnlearnConfig
 from llm_unlearn.unlearn.generic import GenericTargets
 from llm_unlearn.unlearn.importance import mean_gradient, mean_squared_gradients, pooled
 from llm_unlearn.unlearn.objective import Items, UnlearnTask, make_objective
@@ -113,3 +114,16 @@ def test_an_untrained_net_is_another_of_the_same_shape(model, pictures):
     out = fresh(batch.inputs, batch.index_N)
     assert out.shape == (16, CLASSES)
     assert not torch.allclose(out, model(batch.inputs, batch.index_N))
+
+
+@pytest.mark.parametrize(("there", "read"), [((), "holdout"), (("val", "val_holdout"), "val_holdout")])
+def test_the_level_of_what_was_never_seen_is_of_validation_images_where_there_are_any(there, read, monkeypatch):
+    splits = {name: (name,) for name in ("forget", "retain", "test", "holdout", *there)}
+    monkeypatch.setattr(prepare, "eval_splits", lambda *_: splits)
+    monkeypatch.setattr(prepare, "_few_items", lambda _config, _start, _tokenizer, rows: list(rows))
+    monkeypatch.setattr(prepare, "quick_scores", lambda _model, items: (0.0, 2.0, 0.3) if items == [read] else None)
+    config, start = UnlearnConfig(model="m", out="o"), SimpleNamespace(corpus=None, request=None)
+    level = prepare.level_of(config, start, None, None)
+    assert (level.source, level.logp, level.unseen_logp) == ("never seen", -2.0, -2.0)
+    watched = prepare.watched_items(config, start, None)
+    assert list(watched) == ["forget", "retain", "test", *there[:1]]

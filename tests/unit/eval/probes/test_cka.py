@@ -70,7 +70,9 @@ def test_the_paper_s_number_lies_in_its_null_for_unrelated_rows():
     found = cka_paper(normal(30, 16, 0), normal(45, 16, 1))
     low, _, high = found["null_quantiles"]
     assert found["n"] == 30
-    assert found["value"] == cka_biased(normal(30, 16, 0), normal(45, 16, 1)[:30])
+    assert found["value"] != cka_biased(normal(30, 16, 0), normal(45, 16, 1)[:30]), "the first rows are no sample"
+    assert found["value"] != cka_paper(normal(30, 16, 0), normal(45, 16, 1), seed=1)["value"]
+    assert cka_paper(normal(30, 16, 0), normal(30, 16, 1))["value"] == cka_biased(normal(30, 16, 0), normal(30, 16, 1))
     assert 0.2 < low < found["null_mean"] < high < 0.5, "a third, of nothing"
     assert low - 0.02 < found["value"] < high + 0.02
 

@@ -251,6 +251,29 @@ def test_some_images_of_each_class_are_compared_within_classes():
             assert Counter(retain[i].answer for i in group) == Counter(row.answer for row in forget)
 
 
+@pytest.mark.parametrize("gone", [20, 12, 31])
+def test_a_share_of_two_classes_is_compared_within_these_classes(gone):
+    """All three groups are of one composition: half of what is kept of a class, each, and no more of the forgotten."""
+    rows = [ImageRow(f"train/{i}", f"c{i % 10}", author=f"train/{i}", relation="class") for i in range(400)]
+    members = {name: [i for i in range(400) if rows[i].answer == name] for name in ("c3", "c7")}
+    asked = {*members["c3"][:gone], *members["c7"][:20]}
+    forget, retain = [rows[i] for i in sorted(asked)], [row for i, row in enumerate(rows) if i not in asked]
+    for draw in draw_groups(forget, retain, 6, 0):
+        kinds = [Counter(forget[i].answer for i in draw.forget)]
+        kinds += [Counter(retain[i].answer for i in group) for group in (draw.first, draw.second)]
+        assert kinds[0] == kinds[1] == kinds[2] == {"c3": min(gone, (40 - gone) // 2), "c7": 10}
+        assert not set(draw.first) & set(draw.second)
+        assert draw.matched == 1
+
+
+def test_the_whole_sets_have_a_cosine_of_their_own(two_layers, pictures):
+    """The published number: all that is forgotten with all that is kept, whatever the groups."""
+    forget, retain = pictures(5, 1), pictures(30, 2)
+    found = gradient_alignment(two_layers, forget, retain, whole(3, 10))
+    want = cosine(by_hand(two_layers, forget, ce_push), by_hand(two_layers, retain, ce_push))
+    assert found["cos_whole"] == pytest.approx(want, abs=1e-6)
+
+
 def test_a_forgotten_relation_is_compared_with_single_relations(tiny_world):
     request = draw_request(tiny_world, Scenario(kind="relation", relation="genre"))
     train = tiny_world.split("train")
@@ -283,18 +306,22 @@ def test_groups_are_disjoint_and_of_one_size(kinds, share, most, seed):
     forget, retain = rows[:cut], rows[cut:]
     draws = draw_groups(forget, retain, 3, seed, most)
     assert draws == draw_groups(forget, retain, 3, seed, most)
-    n = min(len(forget), len(retain) // 2, most)
+    most_rows = min(len(forget), len(retain) // 2, most)
+    there = Counter(row.relation for row in retain)
     for draw in draws:
+        n = len(draw.forget)
+        assert 1 <= n <= most_rows
         for group, of in ((draw.forget, forget), (draw.first, retain), (draw.second, retain)):
             assert len(set(group)) == len(group) == n
             assert all(0 <= i < len(of) for i in group)
         assert not set(draw.first) & set(draw.second)
         assert list(draw.forget) == sorted(draw.forget)
         wanted = Counter(forget[i].relation for i in draw.forget)
-        had = Counter(retain[i].relation for i in draw.first)
-        there = Counter(row.relation for row in retain)
-        for key, count in wanted.items():
-            assert had[key] >= min(count, there[key]), "no row of another stratum before one of this"
+        for group in (draw.first, draw.second):
+            had = Counter(retain[i].relation for i in group)
+            for key, count in wanted.items():
+                assert had[key] >= count or not there[key] or not draw.matched, "of one composition"
+        assert draw.matched or all(there[row.relation] < 2 for row in forget), "a stratum kept twice is compared within"
 
 
 def test_an_empty_forget_set_is_told():

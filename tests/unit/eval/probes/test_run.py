@@ -179,11 +179,22 @@ def test_a_forgotten_class_has_no_partner_of_its_class(images, fake_images):
     subject = Subject(images.model, rows, items)
     with pytest.raises(UserError, match="cka: 0 forget rows have a retain row of their class"):
         PROBES["cka"].fn(subject, FEW)
-    assert PROBES["alignment"].fn(subject, FEW).detail["matched"] == 0
+    found = PROBES["alignment"].fn(subject, FEW)
+    assert found.detail["matched"] == 0
+    excess = [line.value for line in found.lines if "excess" in line.name]
+    assert excess == [None] * 4, "classes of their own are no null for it"
+    assert "0 % of the rows compared are of a class or wording" in found.detail["no_excess"]
+    assert all(line.value is not None for line in found.lines if "excess" not in line.name)
     subject.other = images.model
     same = [line for line in PROBES["cka"].fn(subject, FEW).lines if "against" in line.name]
     assert same
     assert all(line.value == pytest.approx(1) for line in same), "against itself"
+
+
+def test_a_value_that_cannot_be_had_is_a_dash():
+    lines = [{"name": "ce: excess", "value": None, "null": None}]
+    table = probes_table({"model": "m", "ran": ["p"], "probes": {"p": {"lines": lines, "cost": {"cpu_seconds": 1.0}}}})
+    assert list(table.columns[2].cells) == ["–"]
 
 
 def test_what_does_not_apply_is_left_out_unless_asked_for(models, case, monkeypatch, tmp_path):
