@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
@@ -117,7 +117,7 @@ def _numbers(labels: Sequence[object]) -> np.ndarray:
     return np.unique(np.asarray(labels), return_inverse=True)[1]
 
 
-def _judge(name: str, t: _Table, draw: np.random.Generator) -> dict[str, object]:
+def _judge(name: str, t: _Table, draw: np.random.Generator) -> dict[str, Any]:
     n_seeds = int(t.seed_N.max()) + 1
     rank_S = _rank_by_seed(t)
     errors_S4 = np.stack([_left_out(t, s) for s in range(n_seeds)])
@@ -128,7 +128,7 @@ def _judge(name: str, t: _Table, draw: np.random.Generator) -> dict[str, object]
     known = np.isfinite(rank_S)
     ranks = np.array([np.nanmean(rank_S[p]) if known[p].any() else np.nan for p in picks])
 
-    def interval(value: float, values: np.ndarray) -> Interval:
+    def interval(value: Any, values: np.ndarray) -> Interval:
         lo, hi = np.nanquantile(values, [0.025, 0.975])
         return Interval(float(value), float(lo), float(hi), n_seeds)
 

@@ -24,8 +24,9 @@ class TuneConfig(Config):
     worlds and forget sets that the study never measures (data that is given, as by `data.path`, is one world for all
     seeds: then on other forget sets of it).
 
-    The budget is that of the run's own updates, an edit's reinforced model included. A model that whp reinforces before
-    them takes its own `reinforce_updates` besides, which count in its cost.
+    The budget is that of the run's own updates, an edit's reinforced model included; edits that take no updates have
+    their whole grid tried. A model that whp reinforces before them takes its own `reinforce_updates` besides, which
+    count in its cost.
     """
 
     seeds: tuple[int, ...] = Field(

@@ -33,7 +33,7 @@ class Level:
         source: where it is from: "given", "gold", "never seen" or "start".
         logp: mean log-probability of an answer token, in nats, of a model that does not know them; None if unknown.
         unseen_logp: that of the start model on items like the forgotten ones that it was never trained on (split
-            holdout); None where there are none.
+            holdout, of images with a validation split val_holdout); None where there are none.
     """
 
     target: float

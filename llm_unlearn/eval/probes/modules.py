@@ -77,7 +77,7 @@ def module_overlap(
         "neurons": masks_nJ.shape[1],
         "top": top,
         "items": len(keep),
-        "null_overlap": _null(*masks_nJ.shape, top, seed),
+        "null_overlap": _null(masks_nJ.shape[0], masks_nJ.shape[1], top, seed),
         "by": {which: _summary(values) for which, values in pairs.items()},
     }
 
@@ -131,14 +131,14 @@ def _spread(n: int, n_forget: int, most: int) -> list[int]:
 
 
 @contextmanager
-def _watched(model: Any, seen: list[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+def _watched(model: Any, seen: list[tuple[Any, Tensor]]) -> Iterator[None]:
     """Collect (the layer an activation function reads, what the function makes of it), in calling order."""
-    made: list[tuple[nn.Module, Tensor]] = []
-    hooks = [
-        m.register_forward_hook(lambda module, _inputs, output: made.append((module, output)))
-        for m in model.modules()
-        if isinstance(m, (nn.Linear, nn.Conv2d))
-    ]
+    made: list[tuple[Any, Tensor]] = []
+
+    def keep(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        made.append((module, output))
+
+    hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
 
     def read(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.extend((layer, output) for layer, value in made if value is inputs[0])
@@ -152,7 +152,7 @@ def _watched(model: Any, seen: list[tuple[nn.Module, Tensor]]) -> Iterator[None]
 
 
 def _feeding(model: Any, item: Item) -> list[Any]:
-    seen: list[tuple[nn.Module, Tensor]] = []
+    seen: list[tuple[Any, Tensor]] = []
     (batch,) = batches(model, [item])
     with _watched(model, seen), torch.no_grad():
         model(batch.inputs, batch.index_N)
@@ -167,7 +167,7 @@ def _feeding(model: Any, item: Item) -> list[Any]:
 
 def _attributed(model: Any, item: Item) -> tuple[Tensor, list[Tensor]]:
     """Return an item's attributions (J,) over all layers' neurons and its gradients, (J_layer, D) of each layer."""
-    seen: list[tuple[nn.Module, Tensor]] = []
+    seen: list[tuple[Any, Tensor]] = []
     (batch,) = batches(model, [item])
     with _watched(model, seen):
         loss = cross_entropy(model(batch.inputs, batch.index_N), batch.labels_N).mean()
