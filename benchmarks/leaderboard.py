@@ -12,7 +12,7 @@ about 2 hours on two cores.
 
 TOFU: forget01, forget05 and forget10 with every method at its table's defaults (AltPO with TOFU's perturbed answers in
 place of generated ones) and one learning rate, not tuned (the official splits leave no other forget draw to tune on),
-one seed. Writes leaderboard_tofu.json.
+one seed. Writes leaderboard_tofu.json and leaderboard_tofu.md.
 
 Everything finished is kept: run it again to go on.
 """
@@ -215,7 +215,10 @@ def seconds_by_kind(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, fl
 
 
 def tofu(args: argparse.Namespace) -> None:
+    from llm_unlearn.files import write_atomic
     from llm_unlearn.log import get_logger
+    from llm_unlearn.report.tables import grids_markdown
+    from llm_unlearn.report.tofu_board import tofu_board
     from llm_unlearn.study.store import environment
 
     log = get_logger("leaderboard")
@@ -242,6 +245,9 @@ def tofu(args: argparse.Namespace) -> None:
         "environment": environment(),
     }
     write_json(args.results / "leaderboard_tofu.json", content)
+    page = [f"# Leaderboard: TOFU\n\n{content['what']}. {content['environment']['machine']}.\n"]
+    text = "\n".join([*page, grids_markdown(tofu_board(content["rows"]))])
+    write_atomic(args.results / "leaderboard_tofu.md", text.encode())
     print(f"{sum('error' not in row for row in done)} of {len(done)} ok: {args.results}/leaderboard_tofu.json")
 
 
