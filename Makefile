@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 # the shipped fixtures are small: one thread is fastest, and reruns are bit-identical
 export OMP_NUM_THREADS ?= 1
 
@@ -21,7 +22,7 @@ quickstart: install
 	$(BIN)/llm-unlearn quickstart --out quickstart
 
 test: install lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: test
 

@@ -122,6 +122,8 @@ def evaluate(
 
 def _check_wrong_answers(suite: Suite, rows: Mapping[str, Sequence[QARow]]) -> None:
     """Refuse, before a model is run, rows without the wrong answers that a metric of the suite cannot do without."""
+    if {entry.split for entry in suite.config.metrics.values() if entry.split} - rows.keys():
+        return  # data for another suite: scoring says so
     for name, entry in suite.config.metrics.items():
         metric = METRICS[entry.metric]
         if metric.kind != "item" or "perturbed" not in metric.needs or metric.name == "probability_paraphrase":
