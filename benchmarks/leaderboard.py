@@ -237,7 +237,8 @@ def tofu(args: argparse.Namespace) -> None:
                      done[-1].get("error", "ok"))  # fmt: skip
     order = {(split, name): i for i, (_, split, name, _) in enumerate(tasks)}
     content = {
-        "what": "TOFU from a model of 1.4M weights: every method at its defaults, not tuned, one seed",
+        "what": "TOFU from a model of 1.4M weights: every method at its defaults, not tuned, one seed. Intervals are "
+        "over 2, 10 and 20 authors: of forget01's two they say nothing",
         "command": "python benchmarks/leaderboard.py --tofu-dir DIR",
         "overrides": {"fit": args.tofu_fit, "unlearn": args.tofu_unlearn},
         "models": models,

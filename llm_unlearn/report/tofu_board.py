@@ -67,7 +67,7 @@ def _barred(metrics: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _plain(value: float | None) -> str:
-    return DASH if value is None else f"{value:.2g}"
+    return DASH if value is None else f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def _shown(line: Mapping[str, Any]) -> str:
