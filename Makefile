@@ -22,7 +22,7 @@ quickstart: install
 	$(BIN)/llm-unlearn quickstart --out quickstart
 
 test: install lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: test
 
