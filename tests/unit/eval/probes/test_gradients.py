@@ -321,7 +321,9 @@ def test_groups_are_disjoint_and_of_one_size(kinds, share, most, seed):
             had = Counter(retain[i].relation for i in group)
             for key, count in wanted.items():
                 assert had[key] >= count or not there[key] or not draw.matched, "of one composition"
-        assert draw.matched or all(there[row.relation] < 2 for row in forget), "a stratum kept twice is compared within"
+        alone = all(there[row.relation] < 2 for row in forget)
+        # fewer rows than there are may all be of a stratum that is not kept
+        assert draw.matched or alone or n == most, "a stratum kept twice is compared within"
 
 
 def test_an_empty_forget_set_is_told():
