@@ -88,7 +88,7 @@ def survival(times: Sequence[Time], horizon: float | None = None) -> Reached:
     at, share = curve.quantiles, curve.probabilities
     edges = np.concatenate([[0.0], at[at < limit], [limit]])
     levels = np.concatenate([[1.0], share[at < limit]])
-    below = at[share <= 0.5]
+    below = at[share <= 0.5 + 1e-9]  # a product of fractions: 9/10 * 8/9 * ... * 5/6 is above 1/2 by rounding
     return Reached(
         median=float(below[0]) if len(below) else None,
         restricted_mean=float((np.diff(edges) * levels).sum()),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_unlearn.eval.reach import Time, first_at, horizon_of, log_rank, restricted_difference, survival, time_to
@@ -76,6 +76,7 @@ TIMES = st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_s
 
 
 @given(TIMES)
+@example([(1, False)] * 5 + [(1, True)] * 2 + [(2, True)] * 2 + [(3, True)])
 def test_with_one_budget_the_restricted_mean_is_the_mean_of_capped_times(drawn):
     times = [Time(float(t), True) if hit else Time(31.0, False) for t, hit in drawn]
     found = survival(times, horizon=31.0)
