@@ -21,8 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/llm-unlearn quickstart --out quickstart
 
+# property tests draw the same examples every time here; plain pytest draws new ones
 test: install lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci
 
 check: test
 
