@@ -29,6 +29,7 @@ CONTRASTED = {
     "test_acc~drop": "fall of TA from doing nothing's (less is better)",
     "retain_acc~drop": "fall of RA from doing nothing's (less is better)",
     "average_gap": "mean distance to gold in TA, RA and UA (less is better)",
+    "average_gap~drop": "by how much that is less than doing nothing's (more is better)",
     "unlearning_balance": "balance of forgetting and keeping (more is better)",
     "retain_at_target": "RA on the way, once forgotten down to gold's probability (more is better)",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +312,16 @@ def test_everything_is_shown_in_markdown_and_on_the_page():
     assert "<b>cnn" not in page
     assert all(g.title in html.unescape(page) for g in grids)
     assert paper([replace(o, metrics={"forget_acc": o.metrics["forget_acc"]}) for o in runs]) == []
+
+
+def test_a_gap_is_also_told_against_doing_nothings():
+    def from_gap(o: Outcome, start: float) -> Outcome:
+        gap = {**o.metrics["average_gap"], "value": 0.1 + 0.01 * o.seed, "start": start}
+        return replace(o, metrics={**o.metrics, "average_gap": gap})
+
+    starts = {"early": 0.4, "grok": 0.15}  # grok ends as near to gold as early does, and had been near before
+    grid = differences([from_gap(o, starts[o.checkpoint]) for o in study(early=EARLY, grok=GROK)])
+    assert grid is not None
+    told = {a.cells[0]: b.cells[1] for a, b in pairwise(grid.rows) if a.kind == "section"}
+    assert told["mean distance to gold in TA, RA and UA (less is better)"].startswith("+0.0 ")
+    assert told["by how much that is less than doing nothing's (more is better)"].startswith("-25.0 ")
