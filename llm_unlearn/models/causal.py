@@ -39,13 +39,23 @@ class AnswerModel(nn.Module):
         `layer` counts from 0; the output is the residual stream after that decoder layer, before any final norm.
         """
         if layer is not None:
-            states = self.lm.get_decoder()(
-                input_ids=input_ids_BT, use_cache=False, output_hidden_states=True
-            ).hidden_states
-            return states[layer + 1].flatten(0, 1)[index_N]
+            return self._layer_output(input_ids_BT, layer).flatten(0, 1)[index_N]
         if not self.plain_head:
             return self.lm(input_ids=input_ids_BT, use_cache=False).logits.flatten(0, 1)[index_N]
         return self.lm.get_output_embeddings()(self.states(input_ids_BT, index_N))
+
+    def _layer_output(self, input_ids_BT: Tensor, layer: int) -> Tensor:
+        decoder, kept = self.lm.get_decoder(), []
+        blocks = decoder_layers(decoder)
+        # transformers lists the last layer's output after the final norm, so that one is taken from the layer itself
+        last = blocks[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        try:
+            states = decoder(input_ids=input_ids_BT, use_cache=False, output_hidden_states=True).hidden_states
+        finally:
+            last.remove()
+        if layer < len(blocks) - 1:
+            return states[layer + 1]
+        return kept[0][0] if isinstance(kept[0], tuple) else kept[0]
 
     def states(self, input_ids_BT: Tensor, index_N: Tensor) -> Tensor:
         """Return what the output head reads at the flat positions (N, H); only for models with a plain head."""
@@ -81,6 +91,12 @@ class AnswerModel(nn.Module):
         for begin in range(0, len(states_NH), step):
             part = slice(begin, min(begin + step, len(states_NH)))
             yield part, head(states_NH[part])
+
+
+def decoder_layers(lm: nn.Module) -> nn.ModuleList:
+    """Return a model's decoder layers: of its lists of modules the largest, which holds the others."""
+    lists = (m for m in lm.modules() if isinstance(m, nn.ModuleList))
+    return max(lists, key=lambda found: sum(1 for _ in found.modules()))
 
 
 def answer_model(lm: Any) -> Any:

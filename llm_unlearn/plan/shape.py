@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_unlearn.models.causal import decoder_layers
 from llm_unlearn.models.llama import has_plain_last_layer
 
 QUERY_SIDE = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -93,7 +94,7 @@ def read_shape(lm: Any, precision: str = "no") -> Shape:
     trained under `loop.precision`.
     """
     config = lm.config
-    layers = _decoder_layers(lm)
+    layers = decoder_layers(lm)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     names = {name.rsplit(".", 1)[-1] for name, _ in layers[0].named_modules()}
@@ -130,10 +131,6 @@ def read_shape(lm: Any, precision: str = "no") -> Shape:
         head_at_answers=all(getattr(config, name, None) in (None, 1, 1.0) for name in OTHER_LOGITS),
         llama_style={*QUERY_SIDE, *KEY_SIDE} <= names,
     )
-
-
-def _decoder_layers(lm: nn.Module) -> nn.ModuleList:
-    return max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=_count)
 
 
 def _count(module: nn.Module, *, trained: bool = False) -> int:

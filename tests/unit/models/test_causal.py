@@ -165,3 +165,21 @@ def test_what_is_causal_is_taken_whatever_its_config_says():
     assert AnswerModel(neox).plain_head
     with pytest.raises(UserError, match="BertLMHeadModel is no causal language model"):
         AnswerModel(BertLMHeadModel(BertConfig(vocab_size=40, **shape)))
+
+
+@pytest.mark.parametrize("make", [gpt2, gemma2, granite])
+def test_a_layers_output_is_read_before_the_final_norm(make, batch):
+    """Transformers gives the last hidden state after the norm, as if it were the last layer's output."""
+    torch.manual_seed(0)
+    lm, batch = make().eval(), small(batch, V)
+    read = [AnswerModel(lm)(batch.inputs, batch.index_N, layer) for layer in (0, 1)]
+    body = lm.get_decoder()
+    blocks, norm = (body.h, body.ln_f) if make is gpt2 else (body.layers, body.norm)
+    for found, block in zip(read, blocks, strict=True):
+        kept = []
+        hook = block.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out))
+        last = body(input_ids=batch.inputs, use_cache=False).last_hidden_state
+        hook.remove()
+        out = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+        torch.testing.assert_close(found, out.flatten(0, 1)[batch.index_N], rtol=0, atol=0)
+    torch.testing.assert_close(norm(read[1]), last.flatten(0, 1)[batch.index_N])
