@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from llm_unlearn.errors import UserError
 from llm_unlearn.models.lora import load_trained_state, trained_state
@@ -75,10 +76,11 @@ def prepare(accelerator: Any, model: nn.Module, optimizer: Any, optim: OptimConf
     fully_shard(model, mesh=mesh)
     if hasattr(model, "states"):  # evaluations call it in place of the model; the head stays whole after it
         register_fsdp_forward_method(model, "states")
-    shares = dict(model.named_parameters())
+    alone, shares = optimizer.state_dict()["param_groups"], dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [shares[names[weight]] for weight in group["params"]]
-    return model, ShardedOptimizer(accelerator.prepare_optimizer(optimizer), accelerator.is_main_process)
+        group["fused"] = group["fused"] and not isinstance(optimizer, SGD)  # its fused step takes no shares (torch 2.13)
+    return model, ShardedOptimizer(accelerator.prepare_optimizer(optimizer), alone, accelerator.is_main_process)
 
 
 def _units(model: Any) -> list[nn.Module]:
@@ -97,11 +99,12 @@ class ShardedOptimizer:
 
     Args:
         prepared: torch's optimizer as Accelerate has prepared it.
+        groups: `param_groups` of its state dict when its weights were whole.
         keeps: whether this process is one that saves; the others only take part in gathering.
     """
 
-    def __init__(self, prepared: Any, keeps: bool) -> None:
-        self.prepared, self.keeps = prepared, keeps
+    def __init__(self, prepared: Any, groups: list[dict[str, Any]], keeps: bool) -> None:
+        self.prepared, self.groups, self.keeps = prepared, groups, keeps
         self.step, self.zero_grad = prepared.step, prepared.zero_grad
 
     @property
@@ -111,13 +114,12 @@ class ShardedOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict, gathered to the CPU of a process that keeps it. Every process has to call it."""
-        state = self.prepared.state_dict()
         gathered = {}
-        for number, values in state["state"].items():
+        for number, values in self.prepared.state_dict()["state"].items():
             whole = {name: _whole(value, self.keeps) for name, value in values.items()}
             if self.keeps:
                 gathered[number] = whole
-        return {**state, "state": gathered}
+        return {"state": gathered, "param_groups": self.groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a state dict, of whatever engine it is."""
@@ -129,7 +131,7 @@ class ShardedOptimizer:
             }
             for number, values in state["state"].items()
         }
-        self.prepared.load_state_dict({**state, "state": shares})
+        self.prepared.load_state_dict({"state": shares, "param_groups": self.prepared.state_dict()["param_groups"]})
 
 
 def trained_weights(run: Any, *, keep: bool = True) -> dict[str, Tensor]:
