@@ -63,6 +63,10 @@ class Striker:
         self.how, self.step = how, step
 
     def __call__(self, run: Any) -> None:
+        weights = list(run.model.parameters())
+        if run.step == 1 and hasattr(weights[0], "to_local"):  # FSDP2: what this process holds between steps
+            held = sum(weight.to_local().numel() for weight in weights) / sum(weight.numel() for weight in weights)
+            Path(f"{run.out}.held{run.accelerator.process_index}").write_text(str(held))
         if run.step != self.step or self.how == "whole":
             return
         if self.how == "killed":
@@ -244,7 +248,9 @@ def measure(root: Path, asked: dict[str, list[str]], steps: int) -> dict[str, An
     for name in runs:  # resumed under the same engine
         if name.endswith(("_killed", "_asked")):
             found[name]["bit_identical"] = same_bits(root / name.partition("_")[0] / "finetune", root / name)
-        found[name]["ended"] = [json.loads(path.read_text()) for path in sorted(root.glob(f"{name}.ended*"))]
+        for what in ("ended", "held"):
+            if told := [json.loads(path.read_text()) for path in sorted(root.glob(f"{name}.{what}*"))]:
+                found[name][what] = told
     return {
         "steps": steps, "processes": 2, "runs": found, "seconds": seconds,
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
