@@ -79,9 +79,7 @@ def prepare(accelerator: Any, model: nn.Module, optimizer: Any, optim: OptimConf
     alone, shares = optimizer.state_dict()["param_groups"], dict(model.named_parameters())
     for group in optimizer.param_groups:
         group["params"] = [shares[names[weight]] for weight in group["params"]]
-        group["fused"] = group["fused"] and not isinstance(
-            optimizer, SGD
-        )  # its fused step takes no shares (torch 2.13)
+        group["fused"] = group["fused"] and not isinstance(optimizer, SGD)  # whose fused step takes no shares
     return model, ShardedOptimizer(accelerator.prepare_optimizer(optimizer), alone, accelerator.is_main_process)
 
 

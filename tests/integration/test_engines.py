@@ -92,6 +92,9 @@ def test_what_was_trained_moved(ran, engine, case):
     if (start := ran[0] / "start" / "final" / "model.safetensors").exists() and case in ("npo_lora", "rmu"):
         before, after = load_file(start), load_file(folder / "final" / "model.safetensors")
         assert any(not before[name].equal(after[name]) for name in before)
+    if case == "npo_lora":
+        adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+        assert all(bool(weight.any()) for name, weight in adapter.items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("engine", under("zero3", "fsdp2"))
