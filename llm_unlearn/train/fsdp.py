@@ -150,7 +150,7 @@ def put_weights(run: Any, state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def whole_weights(run: Any) -> Iterator[None]:
-    """See `engine.whole_weights`. Within it the model is not to be called."""
+    """See `engine.whole_weights`. Within it `run.lm` is a plain model: a process may call it, or generate, alone."""
     _divide_again(run.model)
     places = [
         (module, name, weight)
@@ -164,10 +164,33 @@ def whole_weights(run: Any) -> Iterator[None]:
             whole[share] = nn.Parameter(share.detach().full_tensor(), requires_grad=share.requires_grad)
         module._parameters[name] = whole[share]
     try:
-        yield
+        with _not_gathering(run.model):
+            yield
     finally:
         for module, name, share in places:
             module._parameters[name] = share
+
+
+@contextmanager
+def _not_gathering(model: nn.Module) -> Iterator[None]:
+    """Within it no forward pass gathers or frees weights."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    before = []
+    for unit in units:
+        state = fully_shard.state(unit)  # whose methods the hooks are
+        for hooks in (unit._forward_pre_hooks, unit._forward_hooks):
+            before.append((hooks, list(hooks.items())))
+            for key, hook in before[-1][1]:
+                if getattr(hook, "__self__", None) is state:
+                    del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, items in before:
+            hooks.clear()
+            hooks.update(items)  # in their order
 
 
 def _divide_again(model: nn.Module) -> None:

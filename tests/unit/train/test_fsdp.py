@@ -132,6 +132,27 @@ def test_whole_weights_are_plain_and_tied_as_before_and_shares_come_back(make, a
     assert all(isinstance(weight, DTensor) for weight in after.values())
 
 
+def test_within_whole_weights_the_model_is_a_plain_one(make, accelerator, tiny_items, monkeypatch):
+    """It answers and generates without gathering: a process may do so alone. Afterwards it trains on."""
+    plain = make()
+    optimizer = make_optimizer(plain, OPTIM)
+    run, shares = divided(make(), accelerator)
+    ids = collate(tiny_items[:1]).inputs
+    options = {"max_new_tokens": 3, "do_sample": False, "min_new_tokens": 3}
+    for begun in (False, True):
+        if begun:
+            assert steps(run.model, shares, tiny_items, 1) == pytest.approx(
+                steps(plain, optimizer, tiny_items, 1), rel=1e-5
+            )
+        plain.eval()
+        run.model.eval()
+        with fsdp.whole_weights(run), monkeypatch.context() as alone, torch.no_grad():
+            alone.setattr(dist, "all_gather_into_tensor", lambda *args, **kwargs: pytest.fail("gathers"))
+            torch.testing.assert_close(run.lm(ids).logits, plain.lm(ids).logits, rtol=1e-4, atol=1e-4)
+            assert run.lm.generate(ids, **options).equal(plain.lm.generate(ids, **options))
+    assert steps(run.model, shares, tiny_items, 2) == pytest.approx(steps(plain, optimizer, tiny_items, 2), rel=1e-4)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_states_are_those_of_one_process(make, accelerator, tiny_items, optimizer):
     """And go back and forth: what is gathered trains on in a whole model, and what that left in a divided one."""
