@@ -53,6 +53,8 @@ def check_engine(accelerator: Any, loop: LoopConfig) -> None:
             f"the launcher chose {engine}, under which a run cannot be saved; launch without it: one process, plain "
             "data parallel with accelerate launch --multi_gpu, FSDP2, or DeepSpeed"
         )
+    if fsdp.asked():
+        fsdp.check_settings(loop, engine)
     if accelerator.num_processes != announced:
         raise UserError(
             f"the launcher started {announced} processes but Accelerate joined {accelerator.num_processes} "
@@ -61,8 +63,6 @@ def check_engine(accelerator: Any, loop: LoopConfig) -> None:
         )
     if engine == "DEEPSPEED":
         zero.check_settings(accelerator.state.deepspeed_plugin.deepspeed_config, loop)
-    elif fsdp.asked():
-        fsdp.check_settings(loop, engine)
 
 
 def divided(accelerator: Any) -> bool:
