@@ -64,7 +64,7 @@ def unannounced() -> Iterator[None]:
 
 def prepare(accelerator: Any, model: nn.Module, optimizer: Any, optim: OptimConfig, loop: LoopConfig) -> tuple:
     """Divide the model in place, and have the optimizer, which has not stepped yet, step on the shares."""
-    from torch.distributed import init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     model = accelerator.prepare_model(model, evaluation_mode=True)  # its device and its precision, no data parallel
