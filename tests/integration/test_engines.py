@@ -121,7 +121,7 @@ def test_what_is_saved_is_evaluated_as_one_process_model(ran, engine, tmp_path):
     for name in ("one", engine):
         done = CliRunner().invoke(app, ["eval", str(ran[0] / name / "finetune"), "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
-        found.append(dict(numbers(json.loads((tmp_path / engine / "TOFU_EVAL.json").read_text()))))
+        found.append(dict(numbers(json.loads((tmp_path / name / "TOFU_EVAL.json").read_text()))))
     assert found[0].keys() == found[1].keys()
     assert len(found[0]) > 1000
     for name, value in found[0].items():
