@@ -1,6 +1,6 @@
-"""Train the same runs on one process and under DeepSpeed ZeRO-1, 2 and 3 on two (gloo, CPU). Compared are the losses
-step by step, the final weights (beside how far unlearning moved them), and runs that were killed, or asked to end by a
-SIGTERM to one process, and resumed under the same or another engine.
+"""Train the same runs on one process and on two (gloo, CPU) under DeepSpeed ZeRO-1, 2 and 3 and FSDP2. Compared are the
+losses step by step, the final weights (beside how far unlearning moved them), and runs that were killed, or asked to
+end by a SIGTERM to one process, and resumed under the same or another engine.
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
@@ -46,8 +46,8 @@ SMALL = {  # of the shipped configs: a tiny model would else be one bucket, and 
     "zero2": {"reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000},
     "zero3": {"reduce_bucket_size": 20_000, "stage3_param_persistence_threshold": 0},
 }
-ENGINES = ("zero1", "zero2", "zero3")
-MOVED = ("one_to_zero3", "zero3_to_one")  # finetune, begun under one engine and ended under another
+ENGINES = (*SMALL, "fsdp2")
+MOVED = ("zero3", "fsdp2")  # under which finetune is also ended when begun on one process, and the other way
 STRUCK = ("whole", "killed", "asked")  # what befalls a run: nothing, its end after 3/5, SIGTERM to its last process
 Job = tuple[str, str, str]  # folder, case, one of STRUCK
 
@@ -63,6 +63,10 @@ class Striker:
         self.how, self.step = how, step
 
     def __call__(self, run: Any) -> None:
+        weights = list(run.model.parameters())
+        if run.step == 1 and hasattr(weights[0], "to_local"):  # FSDP2: what this process holds between steps
+            held = sum(weight.to_local().numel() for weight in weights) / sum(weight.numel() for weight in weights)
+            Path(f"{run.out}.held{run.accelerator.process_index}").write_text(str(held))
         if run.step != self.step or self.how == "whole":
             return
         if self.how == "killed":
@@ -109,7 +113,8 @@ def work(root: Path, jobs: dict[str, list[Job]], steps: int) -> None:
 
     Accelerator.end_training = lambda self: None  # it would end the process group, and starting is most of the time
     for engine, its in jobs.items():
-        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(root / f"{engine}.json")
+        if engine in SMALL:
+            os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(root / f"{engine}.json")
         for job in its:
             began = time.perf_counter()
             try:
@@ -126,21 +131,25 @@ def work(root: Path, jobs: dict[str, list[Job]], steps: int) -> None:
 
 
 def launch(root: Path, jobs: dict[str, list[Job]], steps: int) -> float:
-    """Run `work` in two processes under DeepSpeed; return the seconds it took."""
+    """Run `work` in two processes, under DeepSpeed or under FSDP2; return the seconds it took."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed builds an extension with ninja
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    for engine in jobs:
+    if "fsdp2" in jobs:
+        env["ACCELERATE_USE_CPU"] = "true"
+        options = ["--config_file", str(ROOT / "recipes" / "launch" / "fsdp2.yaml")]
+    else:
+        options = ["--use_deepspeed", "--deepspeed_config_file", str(root / f"{next(iter(jobs))}.json")]
+    for engine in SMALL.keys() & jobs.keys():
         config = json.loads((ROOT / "recipes" / "launch" / "deepspeed" / f"{engine}.json").read_text())
         config["zero_optimization"] |= SMALL[engine]
         (root / f"{engine}.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--use_deepspeed"]
-    command += ["--deepspeed_config_file", str(root / f"{engine}.json"), "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, "--num_processes", "2"]
     command += ["--num_machines", "1", "--main_process_port", "0", str(Path(__file__).resolve())]
     command += ["--out", str(root), "--steps", str(steps), "--work", json.dumps(jobs)]
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     asked = list(jobs.values())[-1][-1][2] == "asked"
-    if asked != (done.returncode != 0 and "exitcode  : 143" in done.stdout):
+    if ("exitcode  : 143" not in done.stdout) if asked else done.returncode:
         raise SystemExit(f"exit code {done.returncode}\n{done.stdout[-6000:]}")
     return time.perf_counter() - began
 
@@ -204,32 +213,34 @@ def main() -> None:
 
 
 def jobs_of(engine: str, cases: list[str]) -> list[Job]:
-    """Return what is run under a ZeRO engine: every case, and `finetune` stopped and gone on with."""
+    """Return what is run under an engine: every case, and `finetune` stopped and gone on with."""
     jobs: list[Job] = [(f"{engine}/{case}", case, "whole") for case in cases]
     if "finetune" in cases:
         for how in ("killed", "asked"):
             jobs += [(f"{engine}_{how}", "finetune", how), (f"{engine}_{how}", "finetune", "whole")]
-        if engine == "zero3":
-            jobs += [(MOVED[0], "finetune", "whole"), (MOVED[1], "finetune", "asked")]
+        if engine in MOVED:
+            jobs += [(f"one_to_{engine}", "finetune", "whole"), (f"{engine}_to_one", "finetune", "asked")]
     return jobs
 
 
 def measure(root: Path, asked: dict[str, list[str]], steps: int) -> dict[str, Any]:
     """Run each engine's cases below a folder and compare. What is run on one process is run in this one."""
-    began, moves = time.perf_counter(), "finetune" in asked.get("zero3", [])
+    began, moves = time.perf_counter(), [engine for engine in MOVED if "finetune" in asked.get(engine, [])]
     cases = list(dict.fromkeys(name for its in asked.values() for name in its))
     if any(CASES[name][0] == "unlearn" for name in cases):
         train(root, ("start", "finetune", "whole"), 20)
     for case in cases:
         train(root, (f"one/{case}", case, "whole"), steps)
-    if moves:
+    for engine in moves:
         with contextlib.suppress(Killed):
-            train(root, (MOVED[0], "finetune", "killed"), steps)
+            train(root, (f"one_to_{engine}", "finetune", "killed"), steps)
     seconds = {"one": time.perf_counter() - began}
     jobs = {engine: jobs_of(engine, asked[engine]) for engine in ENGINES if engine in asked}
-    seconds["engines"] = launch(root, jobs, steps)
-    if moves:
-        train(root, (MOVED[1], "finetune", "whole"), steps)
+    for name, these in (("zero", [*SMALL]), ("fsdp2", ["fsdp2"])):
+        if its := {engine: jobs[engine] for engine in these if engine in jobs}:
+            seconds[name] = launch(root, its, steps)
+    for engine in moves:
+        train(root, (f"{engine}_to_one", "finetune", "whole"), steps)
     runs = list(dict.fromkeys(name for its in jobs.values() for name, _, _ in its))
     found = {
         name: compare(root / "one" / (Path(name).name if "/" in name else "finetune"), root / name) for name in runs
@@ -237,7 +248,9 @@ def measure(root: Path, asked: dict[str, list[str]], steps: int) -> dict[str, An
     for name in runs:  # resumed under the same engine
         if name.endswith(("_killed", "_asked")):
             found[name]["bit_identical"] = same_bits(root / name.partition("_")[0] / "finetune", root / name)
-        found[name]["ended"] = [json.loads(path.read_text()) for path in sorted(root.glob(f"{name}.ended*"))]
+        for what in ("ended", "held"):
+            if told := [json.loads(path.read_text()) for path in sorted(root.glob(f"{name}.{what}*"))]:
+                found[name][what] = told
     return {
         "steps": steps, "processes": 2, "runs": found, "seconds": seconds,
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},

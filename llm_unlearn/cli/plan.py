@@ -78,17 +78,14 @@ def _show(plan: dict[str, Any]) -> None:
     for part in PARTS:
         table.add_column(part, justify="right")
     for engine, parts in plan["memory"].items():
-        label = NAMES[engine] + ("" if parts["accepted"] else " *")
-        table.add_row(label, *(f"{parts[part] / 2**20:,.1f}" for part in PARTS))
+        table.add_row(NAMES[engine], *(f"{parts[part] / 2**20:,.1f}" for part in PARTS))
     show([table])
     typer.echo("step: at once in a training step, on the accelerator; ready: a mask or targets made before the first.")
     typer.echo(
         "peak: of steps, saving, loading and getting ready, on a CPU, with the data and holes in glibc's heap (see "
         "docs/launch.md)."
     )
-    typer.echo(
-        "Above what the libraries take; compared with measurements for one process. * refused by the recipes today."
-    )
+    typer.echo("Above what the libraries take; compared with measurements for one process.")
     if not plan["exact_shape"]:
         typer.echo("Not a Llama-style model: its activations are those of a Llama of that size, a rough guess.")
     if "probe" in plan:

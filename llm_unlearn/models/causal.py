@@ -42,7 +42,7 @@ class AnswerModel(nn.Module):
             return self._layer_output(input_ids_BT, layer).flatten(0, 1)[index_N]
         if not self.plain_head:
             return self.lm(input_ids=input_ids_BT, use_cache=False).logits.flatten(0, 1)[index_N]
-        return self.lm.get_output_embeddings()(self.states(input_ids_BT, index_N))
+        return self.lm.get_output_embeddings()(self._states(input_ids_BT, index_N))
 
     def _layer_output(self, input_ids_BT: Tensor, layer: int) -> Tensor:
         decoder, kept = self.lm.get_decoder(), []
@@ -59,6 +59,9 @@ class AnswerModel(nn.Module):
 
     def states(self, input_ids_BT: Tensor, index_N: Tensor) -> Tensor:
         """Return what the output head reads at the flat positions (N, H); only for models with a plain head."""
+        return self._states(input_ids_BT, index_N)
+
+    def _states(self, input_ids_BT: Tensor, index_N: Tensor) -> Tensor:
         if self.plain_last_layer:
             return states_at(self.lm, input_ids_BT, index_N)
         hidden_BTH = self.lm.get_decoder()(input_ids=input_ids_BT, use_cache=False).last_hidden_state

@@ -194,7 +194,8 @@ def _share(size: int, world: int, split: bool) -> int:
 
 def _buffers(shape: Shape, engine: Engine) -> int:
     """Bytes an engine works in: DDP's gradient buckets; the units gathered at once (one in use, the next on its way,
-    embeddings and head throughout) with a unit's whole gradient; DeepSpeed's two reduce buckets.
+    embeddings and head throughout), under FSDP2 with the last layer, which is no unit of its own, and their whole
+    gradients; DeepSpeed's two reduce buckets.
     """
     w = shape.weight_bytes
     bucket = 2 * w * min(BUCKET, shape.trainable)
@@ -202,7 +203,8 @@ def _buffers(shape: Shape, engine: Engine) -> int:
     if engine == "ddp":
         return w * shape.trainable
     if engine == "fsdp2":
-        return gathered + w * max(shape.layer_trainable, shape.other_trainable)
+        whole = min(3 * shape.layer_parameters + shape.other_parameters, shape.parameters)
+        return w * (whole + min(2 * shape.layer_trainable + shape.other_trainable, shape.trainable))
     if engine == "zero3":
         return gathered + bucket
     return bucket if engine in ("zero1", "zero2") else 0

@@ -11,12 +11,6 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.plan.memory import ENGINES, SPLIT, Engine, memory
 from llm_unlearn.plan.operations import step_operations
 from llm_unlearn.plan.workload import Workload, workload
-from llm_unlearn.train.engine import ACCEPTED
-
-ACCELERATES: dict[Engine, str] = {  # its names of the engines
-    "one": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP",
-    "zero1": "DEEPSPEED", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED",
-}  # fmt: skip
 
 
 def make_plan(recipe: str, config: Any, processes: int = 1, engines: Sequence[Engine] = ENGINES) -> dict[str, Any]:
@@ -67,7 +61,7 @@ def _operations(work: Workload) -> int:
 
 
 def _memory(engine: Engine, work: Workload, processes: int, data: int) -> dict[str, Any]:
-    found = memory(
+    return memory(
         work.shape,
         [update.largest for update in work.updates],
         engine,
@@ -76,5 +70,4 @@ def _memory(engine: Engine, work: Workload, processes: int, data: int) -> dict[s
         n_micro=work.n_micro,
         data=data,
         glibc=platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ,
-    )
-    return {**found.to_json(), "accepted": ACCELERATES[engine] in ACCEPTED}
+    ).to_json()

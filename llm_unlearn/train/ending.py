@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,10 +21,14 @@ class Ending:
     """Whether a run was asked to end, whichever of its processes the signal came to.
 
     `agreed` and `interruptible` are collective: every process has to come to them.
+
+    Args:
+        accelerator: the run's.
+        in_step: whether processes cannot make forward passes without each other: then none breaks work off on its own.
     """
 
-    def __init__(self, accelerator: Any) -> None:
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Any, *, in_step: bool = False) -> None:
+        self.accelerator, self.in_step = accelerator, in_step
         self.store = _store() if accelerator.num_processes > 1 else None
         self.listened = 0.0
 
@@ -52,7 +56,7 @@ class Ending:
         """
         failed: BaseException | None = None
         try:
-            with interrupt.breaking(self._heard):
+            with nullcontext() if self.in_step else interrupt.breaking(self._heard):
                 yield
         except (Interrupted, Exception) as error:
             failed = error

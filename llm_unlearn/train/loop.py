@@ -29,8 +29,9 @@ from llm_unlearn.models.causal import AnswerModel
 from llm_unlearn.models.checkpointing import checkpoint_activations
 from llm_unlearn.train.config import LoopConfig, OptimConfig
 from llm_unlearn.train.ending import Ending
-from llm_unlearn.train.engine import check_engine, prepare, process_group, stage
+from llm_unlearn.train.engine import check_engine, divided, in_step, prepare, process_group
 from llm_unlearn.train.finite import refuse_non_finite
+from llm_unlearn.train.fsdp import unannounced
 from llm_unlearn.train.lock import locked
 from llm_unlearn.train.optimizer import make_optimizer
 from llm_unlearn.train.resume import load_resume, save_resume
@@ -167,16 +168,17 @@ def make_accelerator(
             "DS_ACCELERATOR", "cpu"
         )  # Accelerate imports deepspeed, which otherwise searches and warns
     try:
-        accelerator = Accelerator(
-            mixed_precision=loop.precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=n_micro, sync_with_dataloader=False),
-            log_with=None if loop.tracker == "none" else loop.tracker,
-            project_dir=None if out is None else str(out),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
-                process_group(loop),
-            ],
-        )
+        with unannounced():
+            accelerator = Accelerator(
+                mixed_precision=loop.precision,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=n_micro, sync_with_dataloader=False),
+                log_with=None if loop.tracker == "none" else loop.tracker,
+                project_dir=None if out is None else str(out),
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(find_unused_parameters=unused_parameters),
+                    process_group(loop),
+                ],
+            )
     except ValueError as error:
         if f"{loop.precision} mixed precision" not in str(error):
             raise
@@ -218,12 +220,12 @@ def train(
     """
     if loop.gradient_checkpointing:
         checkpoint_activations(model.lm)
-    if stage(accelerator) and (gradient_edits or isinstance(task, FillsGradients)):
+    if divided(accelerator) and (gradient_edits or isinstance(task, FillsGradients)):
         check_whole_gradients("what is done to gradients here", "leave it out", accelerator)
     optimizer = make_optimizer(model, optim)
     model, optimizer = prepare(accelerator, model, optimizer, optim, loop)
     run = Run(model, accelerator, out, loop.max_steps)
-    run.ending = Ending(accelerator)
+    run.ending = Ending(accelerator, in_step=in_step(accelerator))
     with locked(out if accelerator.is_main_process else None), noted(), named_in_errors(lambda: run.step):
         parts = {
             "callbacks": callbacks,

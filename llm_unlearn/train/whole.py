@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from llm_unlearn.errors import UserError
-from llm_unlearn.train.engine import WHOLE_MODEL, engine_name
+from llm_unlearn.train.engine import divided, engine_name
 
 
 def check_whole_gradients(what: str, cure: str, accelerator: Any) -> None:
     """Refuse a run whose gradients are not whole, or are scaled, when `what` reads them. Raises UserError."""
-    if accelerator.distributed_type.value not in WHOLE_MODEL:
+    if divided(accelerator):
         raise UserError(
             f"{what} needs whole gradients, and {engine_name(accelerator)} divides them; launch with one process or "
             f"plain data parallel, or {cure}"

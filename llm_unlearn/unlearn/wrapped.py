@@ -16,9 +16,10 @@ from llm_unlearn.errors import UserError
 from llm_unlearn.methods.gradients import GRADIENTS, check_gradient
 from llm_unlearn.methods.table import METHODS
 from llm_unlearn.methods.terms import MASKS, RETAIN_TERMS
-from llm_unlearn.train.engine import engine_name, stage
+from llm_unlearn.train.engine import divided, engine_name
 from llm_unlearn.train.loop import Run
 from llm_unlearn.train.whole import check_whole_gradients, same_draws, shifted
+from llm_unlearn.train.zero import stage
 from llm_unlearn.unlearn.config import MethodConfig, UnlearnConfig
 from llm_unlearn.unlearn.objective import Objective, Part, UnlearnTask, reads_logits, resolve_method
 
@@ -66,10 +67,10 @@ def check_engine(wrapper: Wrapper, accelerator: Any) -> None:
 
 
 def check_divided(config: UnlearnConfig, accelerator: Any) -> None:
-    """Refuse what cannot be had under an engine that divides gradients or weights: masks, edits, and weight decay of
-    layers that have no gradient. Raises UserError.
+    """Refuse what cannot be had under an engine that divides gradients or weights: masks, edits, and under ZeRO weight
+    decay of layers that have no gradient. Raises UserError.
     """
-    if not stage(accelerator):
+    if not divided(accelerator):
         return
     method = METHODS[config.method.name]
     mask = method.mask if config.method.mask is None else config.method.mask
@@ -77,7 +78,7 @@ def check_divided(config: UnlearnConfig, accelerator: Any) -> None:
         check_whole_gradients(f"method.mask={mask}", "set method.mask=none", accelerator)
     if method.kind == "edit":
         check_whole_gradients(f"method '{method.name}'", "choose a method with a loss", accelerator)
-    if config.optim.weight_decay and not reads_logits(config.method):
+    if stage(accelerator) and config.optim.weight_decay and not reads_logits(config.method):
         raise UserError(
             f"method '{method.name}' reads a hidden state, and {engine_name(accelerator)} lets the layers above it "
             "decay, which otherwise stay as they are; set optim.weight_decay=0"

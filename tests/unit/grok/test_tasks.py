@@ -286,12 +286,15 @@ def test_sam_runs_in_the_precision_asked_for(other_precision):
 @pytest.mark.parametrize(
     ("engine", "precision", "said"),
     [
-        ("FSDP", "no", "sam needs whole gradients, and FSDP divides them"),
+        ("FSDP2", "no", "sam needs whole gradients, and FSDP2 divides them"),
         ("DEEPSPEED", "no", "sam needs whole gradients, and ZeRO-2 divides them"),
         ("NO", "fp16", "sam with loop.precision=fp16"),
     ],
 )
-def test_engines_without_whole_gradients_are_refused(engine, precision, said):
+def test_engines_without_whole_gradients_are_refused(engine, precision, said, monkeypatch):
+    if engine == "FSDP2":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        engine = "MULTI_GPU"
     plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
     accelerator = SimpleNamespace(
         distributed_type=SimpleNamespace(value=engine), mixed_precision=precision,

@@ -9,7 +9,9 @@ from accelerate.utils import DistributedType
 
 from llm_unlearn.errors import UserError
 from llm_unlearn.train.config import LoopConfig
-from llm_unlearn.train.engine import ANNOUNCED, check_engine, engine_name, process_group, stage
+from llm_unlearn.train.engine import ZERO_ANNOUNCED, check_engine, divided, engine_name, in_step, process_group
+from llm_unlearn.train.fsdp import ANNOUNCED
+from llm_unlearn.train.zero import stage
 
 
 def under(engine: DistributedType, zero: dict | None = None, **config) -> SimpleNamespace:
@@ -22,7 +24,7 @@ def under(engine: DistributedType, zero: dict | None = None, **config) -> Simple
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", *ANNOUNCED.values()):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", ZERO_ANNOUNCED, ANNOUNCED):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -37,26 +39,37 @@ def test_engines_that_are_taken(engine):
 def test_stages_by_name(zero):
     accelerator = under(DistributedType.DEEPSPEED, {"stage": zero})
     assert (stage(accelerator), engine_name(accelerator)) == (zero, f"ZeRO-{zero}")
-    assert (stage(under(DistributedType.MULTI_GPU)), engine_name(under(DistributedType.NO))) == (0, "NO")
+    assert divided(accelerator)
+    assert in_step(accelerator) == (zero == 3)
+    alone = under(DistributedType.NO)
+    assert (stage(alone), divided(alone), in_step(alone), engine_name(alone)) == (0, False, False, "NO")
+
+
+@pytest.mark.parametrize("engine", [DistributedType.MULTI_CPU, DistributedType.MULTI_GPU])
+def test_fsdp2_is_what_the_launcher_announced_whatever_accelerate_joined(monkeypatch, engine):
+    monkeypatch.setenv(ANNOUNCED, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    accelerator = under(engine)
+    check_engine(accelerator, LoopConfig())
+    assert (divided(accelerator), in_step(accelerator), engine_name(accelerator)) == (True, True, "FSDP2")
 
 
 @pytest.mark.parametrize(
     ("asked", "got", "said"),
     [
-        ("DEEPSPEED", DistributedType.MULTI_CPU, "MULTI_CPU and not DEEPSPEED; start it without ACCELERATE_USE_CPU"),
-        ("FSDP", DistributedType.MULTI_CPU, "ACCELERATE_USE_FSDP, but Accelerate chose MULTI_CPU and not FSDP"),
-        ("FSDP", DistributedType.NO, "chose NO and not FSDP; it needs GPUs"),
+        (ZERO_ANNOUNCED, DistributedType.MULTI_CPU, "MULTI_CPU and not DEEPSPEED; start it without ACCELERATE_USE_CPU"),
+        (ANNOUNCED, DistributedType.NO, "ACCELERATE_USE_FSDP, but Accelerate chose NO, which joins no processes"),
     ],
 )
 def test_another_engine_than_the_one_announced_is_refused(monkeypatch, asked, got, said):
-    monkeypatch.setenv(ANNOUNCED[asked], "true")
+    monkeypatch.setenv(asked, "true")
     with pytest.raises(UserError, match=said) as caught:
         check_engine(under(got), LoopConfig())
     assert "\n" not in str(caught.value)
 
 
 def test_the_engine_announced_is_taken(monkeypatch):
-    monkeypatch.setenv(ANNOUNCED["DEEPSPEED"], "true")
+    monkeypatch.setenv(ZERO_ANNOUNCED, "true")
     check_engine(under(DistributedType.DEEPSPEED), LoopConfig())
 
 
@@ -90,7 +103,7 @@ def test_deepspeed_on_cpus_is_told_of_gloo(monkeypatch, launched, cuda, told):
     if launched:
         monkeypatch.setenv("LOCAL_RANK", "0")
     assert "backend" not in process_group(loop).to_kwargs()
-    monkeypatch.setenv(ANNOUNCED["DEEPSPEED"], "true")
+    monkeypatch.setenv(ZERO_ANNOUNCED, "true")
     given = process_group(loop).to_kwargs()
     assert given.get("backend") == ("gloo" if told else None)
     assert given["timeout"].total_seconds() == 77

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -256,6 +257,21 @@ def test_what_cannot_be_had_under_zero_is_refused(overrides, said):
         check_divided(config, zero(3))
     assert "\n" not in str(caught.value)
     check_divided(config, SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method.name=salun"], "method.mask=saliency needs whole gradients, and FSDP2.*set method.mask=none"),
+        (["method.name=ssd"], "method 'ssd' needs whole gradients, and FSDP2.*choose a method with a loss"),
+        (["method.name=rmu"], None),  # layers above have no gradient there, and stay
+    ],
+)
+def test_what_cannot_be_had_under_fsdp2_is_refused(overrides, said, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    config = load_config(UnlearnConfig, None, ["model=m", *overrides])
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_divided(config, SimpleNamespace(distributed_type=DistributedType.MULTI_GPU, mixed_precision="no"))
 
 
 @pytest.mark.parametrize("overrides", [["method.name=npo"], ["method.name=rmu", "optim.weight_decay=0"]])
