@@ -61,6 +61,7 @@ class AnswerModel(nn.Module):
         """Return what the output head reads at the flat positions (N, H); only for models with a plain head."""
         return self._states(input_ids_BT, index_N)
 
+    # what `forward` calls: FSDP2 hooks `states` as an entrance of its own, and one entrance may not lie in another
     def _states(self, input_ids_BT: Tensor, index_N: Tensor) -> Tensor:
         if self.plain_last_layer:
             return states_at(self.lm, input_ids_BT, index_N)
