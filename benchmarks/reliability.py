@@ -121,6 +121,14 @@ ROWS = (
         4, stress.two_node_fault, note="gloo, static rendezvous, loop.timeout_s=20, launched through bounded.sh",
     ),
     Row(
+        "T12", "greedy answers of a model divided by ZeRO-3 among two processes (gloo), rows that stop at different "
+        "lengths",
+        "ends, with the texts of one process", "hangs (threads 8262, 8321)",
+        tests=("tests/integration/test_zero3_generation.py",),
+        note="the same items on both; items of their own on each do not end: not done here, evaluations divide them "
+        "between whole copies. FSDP not tried",
+    ),
+    Row(
         "T13", "16 processes write one store, 5 killed", "0 acknowledged lost, 0 torn, 0 doubled",
         "lock files race (threads 481, 382)", 3, stress.sixteen_writers,
         note="100 records each, not 1,000; local disk; file systems over a network were not tried",
@@ -169,9 +177,6 @@ ROWS = (
         ),
     ),
 )  # fmt: skip
-NOT_RUN = {
-    "T12": "generation under ZeRO-3 and FSDP: needs GPUs and engines that the recipes do not accept yet",
-}
 
 
 def measure(row: Row, n: int, bench: Bench, path: Path, steps: int) -> None:
@@ -250,7 +255,6 @@ def table(found: dict[str, Any]) -> str:
             command = f"`python {mine['command']}`"
         what = f"{row.what} ({row.note})" if row.note else row.what
         lines.append(f"| {row.name} | {what} | {row.bar} | {row.stock or '-'} | {here} | {command} |")
-    lines += [f"| {name} | {why} | | | not run | |" for name, why in NOT_RUN.items()]
     machines = sorted(
         {f"{mine['environment']['machine']}, {mine['environment']['cores']} cores" for mine in found.values()}
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from llm_unlearn.config import build_config, load_config
+from llm_unlearn.errors import Interrupted
 from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.run import train_grok
+from llm_unlearn.train import loop
 from llm_unlearn.train.finetune import FinetuneConfig, finetune
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.run import run_unlearn
@@ -66,42 +72,20 @@ GROK = [
 
 # A launcher's processes take seconds to start, a run here a tenth of that: so they do one run after another, each told
 # in files of its own. Only the group's end is put off; what a recipe does after it is another test's.
-ASKED = """
-import os, signal
-from contextlib import contextmanager
-
-from llm_unlearn.errors import Interrupted
-from llm_unlearn.train import loop
-
-@contextmanager
-def asked_to_end_in_step_two(rank):
-    steps, real = [], loop._before_update
-
-    def update(*args):
-        steps.append(1)
-        if len(steps) == 2 and os.environ.get("RANK", "0") == rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-        real(*args)
-
-    loop._before_update = update
-    try:
-        yield
-    except Interrupted:
-        return
-    finally:
-        loop._before_update = real
-    raise AssertionError("nobody was asked to end")
-"""
-PROGRAM = f"""{ASKED}
-import importlib.util, json, sys
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+PROGRAM = """
+import importlib.util, json, os, signal, sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import PartialState
 
-"""
-PROGRAM += """
+from llm_unlearn.errors import Interrupted
+from llm_unlearn.train import loop
+
+{asked}
 PartialState.destroy_process_group = lambda self, group=None: None
 folder = Path(sys.argv[1])
 for name, recipe, given in json.loads((folder / "jobs.json").read_text()):
@@ -115,6 +99,27 @@ for name, recipe, given in json.loads((folder / "jobs.json").read_text()):
         module.main()
 torch.distributed.destroy_process_group()
 """
+
+
+@contextmanager
+def asked_to_end_in_step_two(rank: str) -> Iterator[None]:
+    """Run what is inside until its state after two steps is saved: a process sends itself SIGTERM in the second."""
+    steps, real = [], loop._before_update
+
+    def update(*args: Any) -> None:
+        steps.append(1)
+        if len(steps) == 2 and os.environ.get("RANK", "0") == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(*args)
+
+    loop._before_update = update
+    try:
+        yield
+    except Interrupted:
+        return
+    finally:
+        loop._before_update = real
+    raise AssertionError("nobody was asked to end")
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +139,11 @@ def two(start, tmp_path_factory):
     jobs = [(name, "run_unlearn", [f"model={start}", *UNLEARN, *more]) for name, more in (METHODS | EDITS).items()]
     jobs += [(name, "train_grok", [*GROK, *more]) for name, more in LEVERS.items()]
     jobs += [("batch_norm", "train_grok", [*GROK, *BATCH_NORM])]
-    begun = load_config(GrokConfig, None, [*GROK, *TEXTS, f"out={folder / 'begun_by_one'}"])
-    scope: dict[str, Any] = {}
-    exec(ASKED, scope)  # the words of the program
-    with scope["asked_to_end_in_step_two"]("0"):
-        train_grok(begun)
+    with asked_to_end_in_step_two("0"):
+        train_grok(load_config(GrokConfig, None, [*GROK, *TEXTS, f"out={folder / 'begun_by_one'}"]))
     jobs += [(name, "train_grok", [*GROK, *TEXTS]) for name in ("broken_off", "begun_by_one")]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    (folder / "program.py").write_text(PROGRAM)
+    (folder / "program.py").write_text(PROGRAM.replace("{asked}", inspect.getsource(asked_to_end_in_step_two)))
     done = launched(str(folder / "program.py"), str(folder))
     assert done.returncode == 0, (done.stderr + "".join(p.read_text() for p in folder.glob("*.err")))[-3000:]
     return folder
