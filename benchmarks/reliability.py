@@ -125,8 +125,8 @@ ROWS = (
         "lengths",
         "ends, with the texts of one process", "hangs (threads 8262, 8321)",
         tests=("tests/integration/test_zero3_generation.py",),
-        note="the same items on both; items of their own on each do not end: not done here, evaluations divide them "
-        "between whole copies. FSDP not tried",
+        note="the same items on both; with answers of 3 and 12 tokens the processes wait for each other until "
+        "loop.timeout_s: evaluations divide items between whole copies instead. FSDP not tried",
     ),
     Row(
         "T13", "16 processes write one store, 5 killed", "0 acknowledged lost, 0 torn, 0 doubled",

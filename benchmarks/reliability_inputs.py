@@ -320,7 +320,8 @@ def bad_input(bench: Bench, k: int) -> dict[str, Any]:
         passed = code == 2 and one_line and files(folder) == before
     else:
         passed = code == 0 and (folder / "run/run.json").exists() and not list(folder.rglob(".staging-*"))
-    return {"passed": passed, "number": case.number, "code": code, "said": [line[:300] for line in lines[:3]]}
+    said = [line.replace(f"{folder}/", "")[:300] for line in lines[:3]]
+    return {"passed": passed, "number": case.number, "code": code, "said": said}
 
 
 def newer_study(folder: Path) -> None:
