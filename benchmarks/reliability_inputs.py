@@ -1,9 +1,8 @@
 """T18 of benchmarks/reliability.py: bad inputs given to programs. Each has to end in one line and exit code 2 with
 every file as it was, or be accepted where the page says so.
 
-Numbers are those of the page's list. Left out, for want of a program that could be given them: 16 (an answer is
-refused, never cut, see 15), 42 (no such task), 47 (accepted: needs a launcher), 51 (the launcher's own message), 52 (no
-such setting), 54 (the folder is in the config).
+Numbers are those of the page's list. Left out: 47 (accepted; takes a launcher, see the page), 51 (the launcher's own
+message), 52 (no such setting), 54 (the folder is in the config).
 """
 
 from __future__ import annotations
@@ -120,6 +119,15 @@ def adapter_of_nothing(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"")
 
 
+def deaf(folder: Path, start: Path) -> None:
+    """Leave a model whose tokenizer drops some characters, and data with an answer of nothing else."""
+    shutil.copytree(start, folder / "m")
+    told = json.loads((folder / "m/tokenizer.json").read_text())
+    told["normalizer"] = {"type": "Replace", "pattern": {"Regex": " @+"}, "content": ""}
+    (folder / "m/tokenizer.json").write_text(json.dumps(told))
+    dump(folder / "bad.jsonl", [*GOOD, {"question": "Who is it?", "answer": "@@"}])
+
+
 def endless(folder: Path, start: Path) -> None:
     with (folder / "bad.jsonl").open("wb") as file:
         file.truncate(5_000_000_000)  # sparse: takes no disk
@@ -207,6 +215,7 @@ CASES = (
     Case(14, "cli", ["eval", "run", "--suite", "ratio.yaml"], "no perturbed answers", fitted),
     Case(15, "finetune", [*QA, "data.max_length=8", "data.path=bad.jsonl"], "tokens > 8",
          lambda f, s: dump(f / "bad.jsonl", [*GOOD, {"question": "Is it?", "answer": "yes and yes " * 9}])),
+    Case(16, "finetune", [*QA, "data.path=bad.jsonl", "model.name=m"], "no answer tokens in '@@'", deaf),
     rows(17, row(question="a\0", answer="b"), "invalid character U+0000"),
     rows(17, row(question="a", answer="\ud800"), "invalid character U+D800"),
     Case(18, "finetune", [*QA, "data.path=none.jsonl"], "none.jsonl: no such file"),
@@ -234,6 +243,9 @@ CASES = (
     Case(41, "train_grok", [*GROK, "loop.batch_size=0"], "loop.batch_size"),
     Case(41, "train_grok", [*GROK, "loop.max_steps=-1"], "loop.max_steps"),
     Case(41, "train_grok", [*GROK, "loop.save_every=9"], ""),
+    Case(42, "train_grok", [*GROK, "data.preset=p97"], "unknown world preset"),
+    *(Case(42, "train_grok", [*GROK, f"scenario.size={n}"], said)
+      for n, said in ((0, "scenario.size"), (12, "forget at most half"), (13, "forget at most half"))),
     Case(43, "train_grok", [*GROK, "loop.precision=fp16"], "loop.precision=fp16"),
     Case(44, "train_grok", [*GROK, "seed=1.5"], "seed"),
     Case(45, "run_unlearn", [*UNLEARN, "gold=m"], "trained on the forget set", copied),
@@ -308,7 +320,8 @@ def bad_input(bench: Bench, k: int) -> dict[str, Any]:
         passed = code == 2 and one_line and files(folder) == before
     else:
         passed = code == 0 and (folder / "run/run.json").exists() and not list(folder.rglob(".staging-*"))
-    return {"passed": passed, "number": case.number, "code": code, "said": [line[:300] for line in lines[:3]]}
+    said = [line.replace(f"{folder}/", "")[:300] for line in lines[:3]]
+    return {"passed": passed, "number": case.number, "code": code, "said": said}
 
 
 def newer_study(folder: Path) -> None:

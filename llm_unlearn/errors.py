@@ -28,6 +28,10 @@ class Diverged(UserError):
     """Numbers of a training that are no longer finite."""
 
 
+class TooEarly(UserError):
+    """What is needed is not there yet, or somebody else is making it: the same again later may work."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the tail of an "unknown ..." message: the nearest known name, or the list of all of them."""
     names = sorted(known)

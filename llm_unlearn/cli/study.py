@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -40,14 +41,15 @@ def plan_command(config: ConfigPath, overrides: Overrides = None, as_json: Json 
         {"number": i, "id": c.id, "kind": c.kind, "label": c.label, "after": list(c.after), "spec": c.spec}
         for i, c in enumerate(cells)
     ]
+    first = sum(c.kind == "train" for c in cells)
     path = Path(study.out) / "cells.jsonl"
     write_atomic(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines).encode())
     if as_json:
-        print_json({"cells": len(cells), "path": str(path)})
+        print_json({"cells": len(cells), "trainings": first, "path": str(path)})
         return
     for line in lines:
         typer.echo(f"{line['number']:4d}  {line['id']}  {line['kind']:7s}  {line['label']}")
-    typer.echo(f"{len(cells)} cells: {path}")
+    typer.echo(f"{len(cells)} cells, the first {first} of them trainings: {path}")
 
 
 @study_app.command("run", epilog="Example: llm-unlearn study run recipes/configs/study/prepost.yaml --jobs 2")
@@ -60,7 +62,7 @@ def run_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run what is missing; exit 1 if a cell failed."""
+    """Run what is missing; exit 1 if a cell failed or has to wait for others."""
     start_logging()
     from llm_unlearn.errors import UserError
     from llm_unlearn.study.cells import check_ready, run_cell
@@ -79,13 +81,35 @@ def run_command(
         raise typer.Exit(1)
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """Return rising numbers as job arrays take them: 0-3,7,9-10."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1][1:] = [n]
+        else:
+            parts.append([n])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
 @study_app.command("status", epilog="Example: llm-unlearn study status recipes/configs/study/prepost.yaml")
-def status_command(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+def status_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Print only the numbers of cells that can run now, for job arrays.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Count finished, censored, failed and missing cells, and say why cells failed."""
     from llm_unlearn.study.store import Store
 
     study, cells = _load(config, overrides)
     store = Store(Path(study.out))
+    if ready:
+        numbers = store.ready(cells)
+        print_json({"ready": numbers}) if as_json else typer.echo(ranges(numbers))
+        return
     found = store.status(cells)
     errors = {cell.label: (store.read(cell) or {}).get("error", "") for cell in found["failed"]}
     if as_json:

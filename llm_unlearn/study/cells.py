@@ -14,7 +14,7 @@ from llm_unlearn.attacks.relearn import relearn_beside
 from llm_unlearn.config import build_config, digest
 from llm_unlearn.data.source import open_corpus
 from llm_unlearn.data.splits import draw_request
-from llm_unlearn.errors import Diverged, UserError
+from llm_unlearn.errors import Diverged, TooEarly, UserError
 from llm_unlearn.eval.evaluate import evaluate
 from llm_unlearn.eval.suite import load_suite
 from llm_unlearn.files import read_json, read_jsonl
@@ -48,6 +48,8 @@ def check_ready(cells: Sequence[Cell]) -> None:
 def run_cell(study: Path, cell: Cell) -> str:
     """Run a cell unless its result is there; return its status. An error becomes a "failed" record, no exception.
     Of a trial of tuning no weights are kept.
+
+    "waiting" leaves no record: its training is not finished, or another process is at it (an array submitted twice).
     """
     store = Store(study)
     record = store.read(cell)
@@ -60,6 +62,9 @@ def run_cell(study: Path, cell: Cell) -> str:
             store.write(cell, "censored", error=missing)
             return "censored"
         result = _run(cell)
+    except TooEarly as error:
+        log.error("%s has to wait: %s", cell.label, error)
+        return "waiting"
     except UserError as error:
         store.write(cell, "failed", error=str(error), seconds=time.perf_counter() - started)
         log.error("%s failed: %s", cell.label, error)
@@ -85,7 +90,7 @@ def _missing_checkpoint(cell: Cell) -> str:
     for reference in (cell.spec["config"]["model"], cell.spec["config"]["gold"]):
         run, _, kind = reference.rpartition("@")
         if not (Path(run) / "run.json").exists():
-            raise UserError(f"{cell.label}: {run} is not trained yet; run the study's training cells first")
+            raise TooEarly(f"{run} is not trained yet; run the study's training cells first")
         if not (Path(run) / kind / "config.json").exists():
             return f"{run} never reached '{kind}'"
         if cell.spec["checkpoint"] in ("grok", "post", "fit_scaled", "fit_normed"):

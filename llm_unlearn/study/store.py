@@ -59,6 +59,11 @@ class Store:
         record = self.read(cell)
         return record is not None and record["status"] != "failed"
 
+    def ready(self, cells: Sequence[Cell]) -> list[int]:
+        """Return the places of cells without a result whose trainings, if they wait for any, have one."""
+        done = {cell.id for cell in cells if self.done(cell)}
+        return [i for i, cell in enumerate(cells) if cell.id not in done and done.issuperset(cell.after)]
+
     def status(self, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
         """Sort cells into ok, censored, failed and missing."""
         out: dict[str, list[Cell]] = {"ok": [], "censored": [], "failed": [], "missing": []}

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llm_unlearn.errors import UserError
+from llm_unlearn.errors import TooEarly, UserError
 
 
 @contextmanager
 def locked(folder: Path | None) -> Iterator[None]:
     """Hold a folder for this process; None locks nothing. The kernel lets go when the process ends, however it ends.
 
-    Raises UserError naming the process that holds it, and where files cannot be locked.
+    Raises TooEarly naming the process that holds it, and UserError where files cannot be locked.
     """
     if folder is None:
         yield
@@ -31,7 +31,7 @@ def locked(folder: Path | None) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise UserError(
+            raise TooEarly(
                 f"{folder}: is being written by process {holder}; wait for it, or choose another out"
             ) from None
         except OSError as error:  # file systems over a network need not know locks

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from llm_unlearn.config import build_config, load_config
+from llm_unlearn.errors import Interrupted
 from llm_unlearn.grok.config import GrokConfig
 from llm_unlearn.grok.run import train_grok
+from llm_unlearn.train import loop
 from llm_unlearn.train.finetune import FinetuneConfig, finetune
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.run import run_unlearn
@@ -66,13 +73,19 @@ GROK = [
 # A launcher's processes take seconds to start, a run here a tenth of that: so they do one run after another, each told
 # in files of its own. Only the group's end is put off; what a recipe does after it is another test's.
 PROGRAM = """
-import importlib.util, json, os, sys
-from contextlib import redirect_stderr, redirect_stdout
+import importlib.util, json, os, signal, sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import PartialState
 
+from llm_unlearn.errors import Interrupted
+from llm_unlearn.train import loop
+
+{asked}
 PartialState.destroy_process_group = lambda self, group=None: None
 folder = Path(sys.argv[1])
 for name, recipe, given in json.loads((folder / "jobs.json").read_text()):
@@ -81,10 +94,32 @@ for name, recipe, given in json.loads((folder / "jobs.json").read_text()):
     spec.loader.exec_module(module)
     sys.argv = [recipe, *given, f"out={folder / name}"]
     told, warned = (folder / f"{name}.{os.environ['RANK']}.{stream}" for stream in ("out", "err"))
-    with told.open("w") as out, warned.open("w") as err, redirect_stdout(out), redirect_stderr(err):
+    ends = asked_to_end_in_step_two("1") if name == "broken_off" else nullcontext()
+    with ends, told.open("w") as out, warned.open("w") as err, redirect_stdout(out), redirect_stderr(err):
         module.main()
 torch.distributed.destroy_process_group()
 """
+
+
+@contextmanager
+def asked_to_end_in_step_two(rank: str) -> Iterator[None]:
+    """Run what is inside until its state after two steps is saved: a process sends itself SIGTERM in the second."""
+    steps, real = [], loop._before_update
+
+    def update(*args: Any) -> None:
+        steps.append(1)
+        if len(steps) == 2 and os.environ.get("RANK", "0") == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(*args)
+
+    loop._before_update = update
+    try:
+        yield
+    except Interrupted:
+        return
+    finally:
+        loop._before_update = real
+    raise AssertionError("nobody was asked to end")
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +139,11 @@ def two(start, tmp_path_factory):
     jobs = [(name, "run_unlearn", [f"model={start}", *UNLEARN, *more]) for name, more in (METHODS | EDITS).items()]
     jobs += [(name, "train_grok", [*GROK, *more]) for name, more in LEVERS.items()]
     jobs += [("batch_norm", "train_grok", [*GROK, *BATCH_NORM])]
+    with asked_to_end_in_step_two("0"):
+        train_grok(load_config(GrokConfig, None, [*GROK, *TEXTS, f"out={folder / 'begun_by_one'}"]))
+    jobs += [(name, "train_grok", [*GROK, *TEXTS]) for name in ("broken_off", "begun_by_one")]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    (folder / "program.py").write_text(PROGRAM)
+    (folder / "program.py").write_text(PROGRAM.replace("{asked}", inspect.getsource(asked_to_end_in_step_two)))
     done = launched(str(folder / "program.py"), str(folder))
     assert done.returncode == 0, (done.stderr + "".join(p.read_text() for p in folder.glob("*.err")))[-3000:]
     return folder
@@ -154,6 +192,23 @@ def test_levers_of_grokking_pull_as_in_one_process(name, two, tmp_path):
     check_same_losses(tmp_path / "one", two / name)
     check_one_voice(two, name, 0)
     a, b = (load_file(out / "last" / "model.safetensors") for out in (tmp_path / "one", two / name))
+    for tensor, values in a.items():
+        torch.testing.assert_close(b[tensor], values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["broken_off", "begun_by_one"])
+def test_a_run_goes_on_with_another_number_of_processes(name, two, tmp_path):
+    """Broken off by two after two steps of three and ended here by one, and the other way round."""
+    out = two / name
+    if name == "broken_off":
+        assert [line["step"] for line in steps_of(out)] == [1, 2]
+        assert not (out / "run.json").exists()
+        train_grok(load_config(GrokConfig, None, [*GROK, *TEXTS, f"out={out}"]))
+    assert json.loads((out / "run.json").read_text())["cost"]["updates"] == 3
+    train_grok(load_config(GrokConfig, None, [*GROK, *TEXTS, f"out={tmp_path / 'one'}"]))
+    check_same_losses(tmp_path / "one", out)
+    a, b = (load_file(run / "last" / "model.safetensors") for run in (tmp_path / "one", out))
     for tensor, values in a.items():
         torch.testing.assert_close(b[tensor], values, rtol=1e-3, atol=1e-5)
 

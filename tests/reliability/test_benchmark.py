@@ -29,11 +29,16 @@ def test_struck_runs_come_back(tmp_path):
     disk and a damaged state.
     """
     rows = ["T1", "T2", "T3", "T4", "T6", "T9", "T17", *(["T5"] if os.geteuid() == 0 else [])]
-    found = run(tmp_path, "--rows", ",".join(rows), "--trials", "1")
+    found = run(tmp_path, "--rows", ",".join([*rows, "T14"]), "--trials", "1")
+    statistics = found.pop("T14")
     assert {name: row["passed"] for name, row in found.items()} == dict.fromkeys(rows, 1), found
     text = (tmp_path / "page.md").read_text()
     assert "| T2 |" in text
     assert text.count("**1/1**") == len(rows)
+    committed = json.loads((ROOT / "benchmarks/results/stats_simulation.json").read_text())["checks"]
+    kept = [check["kept"] for group in committed.values() for check in group.values() if isinstance(check, dict)]
+    assert (statistics["passed"], statistics["of"]) == (sum(kept), len(kept))
+    assert f"**{sum(kept)}/{len(kept)}** checks; missed: bootstrap_forget," in text, "what missed its bar is named"
     assert text.count("| not run |") > 5, "what was not run is not given a number"
     assert text.endswith("The end.\n")
 

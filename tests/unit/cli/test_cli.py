@@ -113,12 +113,20 @@ def test_a_plan_is_written_once_per_cell(tmp_path, monkeypatch):
     told = json.loads(invoke("study", "plan", "s.yaml", "--json").stdout)
     lines = [json.loads(line) for line in (tmp_path / told["path"]).read_text().splitlines()]
     assert [line["number"] for line in lines] == list(range(told["cells"])) == list(range(8))
+    assert [line["kind"] for line in lines].index("unlearn") == told["trainings"] == 4
+    assert invoke("study", "status", "s.yaml", "--ready").stdout == "0-3\n", "what unlearns waits for them"
     first = invoke("study", "plan", "s.yaml", "seeds=[0]").stdout.splitlines()
     assert first[0].split() == ["0", lines[0]["id"], "train", "seed0"]
     status = json.loads(invoke("study", "status", "s.yaml", "--json").stdout)
     assert status == {"ok": 0, "censored": 0, "failed": 0, "missing": 8, "errors": {}}
     refused = CliRunner().invoke(app, ["study", "run", "s.yaml", "--cell", "8"])
     assert "the study has cells 0 to 7" in str(refused.exception)
+
+
+def test_numbers_of_cells_are_written_as_job_arrays_take_them():
+    from llm_unlearn.cli.study import ranges
+
+    assert [ranges(n) for n in ([], [3], [0, 1, 2], [0, 2, 3, 7, 8, 9, 11])] == ["", "3", "0-2", "0,2-3,7-9,11"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
+from llm_unlearn.train.lock import locked
 from llm_unlearn.unlearn.facts import study_facts, write_study_facts
 
 
@@ -172,15 +173,31 @@ def train(study: Path, run: str, phase: str, *kinds: str) -> None:
     (study / "runs" / run / "run.json").write_text(json.dumps({"report": {"phase": phase}}))
 
 
-def test_a_checkpoint_never_reached_censors_and_an_untrained_run_fails(study, cells):
+def test_a_checkpoint_never_reached_censors_and_an_untrained_run_is_waited_for(study, cells, caplog):
     cell, store = cells["seed0 early npo"], Store(study)
-    assert run_cell(study, cell) == "failed"
-    assert store.read(cell)["error"].endswith("is not trained yet; run the study's training cells first")
+    assert run_cell(study, cell) == "waiting"
+    assert "seed0 is not trained yet; run the study's training cells first" in caplog.text
+    assert store.read(cell) is None, "it did not fail"
     train(study, "seed0", "grok", "early")
     train(study, "seed0-gold", "grok")
     assert run_cell(study, cell) == "censored", "gold has no such checkpoint"
     assert store.read(cell)["error"].endswith("seed0-gold never reached 'early'")
     assert run_cell(study, cell) == "censored"
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(study, cells, monkeypatch, caplog):
+    """An array submitted twice: the second must not write "failed" over what the first is about to write."""
+
+    def train(config):
+        with locked(Path(config.out)):
+            raise AssertionError("two processes in one folder")
+
+    monkeypatch.setattr(cells_module, "train_grok", train)
+    cell = cells["seed0"]
+    with locked(Path(cell.spec["config"]["out"])):
+        assert run_cell(study, cell) == "waiting"
+    assert f"is being written by process {os.getpid()}" in caplog.text
+    assert Store(study).read(cell) is None
 
 
 @pytest.mark.parametrize("phase", ["comprehension", "semi-grok", "undecided"])

@@ -63,6 +63,17 @@ def test_only_failed_and_missing_cells_are_to_be_run(store):
     assert store.status(cells) == {c.id.removeprefix("id"): [c] for c in cells}
 
 
+def test_what_can_run_now_waits_for_nothing_without_a_result(store):
+    train = [Cell(name, "train", name, {}) for name in "abcd"]
+    cells = [*train, *(Cell(f"{c.id}-x", "unlearn", c.id, {}, (c.id,)) for c in train)]
+    assert store.ready(cells) == [0, 1, 2, 3]
+    for c, status in zip(train, ("ok", "censored", "failed"), strict=False):
+        store.write(c, status)
+    assert store.ready(cells) == [2, 3, 4, 5]
+    store.write(cells[4], "ok")
+    assert store.ready(cells) == [2, 3, 5]
+
+
 def test_a_record_of_a_newer_version_is_refused(store):
     store.write(CELL, "ok")
     path = store.folder / "abc.json"
