@@ -224,7 +224,7 @@ def _measures(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     ]
     computed = [name for name in DERIVED if any(derive(name, o.metrics).value is not None for o in outcomes)]
     times = [name for name, asked in UNTIL.items() if any(o.time_until(*asked) is not None for o in outcomes)]
-    level = [KEPT_AT_LEVEL] if any(o.kept_at_level() is not None for o in outcomes) else []
+    level = [KEPT_AT_LEVEL] if any(o.number(KEPT_AT_LEVEL) is not None for o in outcomes) else []
     return (*have, *distances, *computed, *quality, *level, *AT_TARGET, *times)
 
 
@@ -294,7 +294,7 @@ def _resolution(runs: Mapping[int, Outcome], name: str) -> float:
 
     Seeds may differ in it (each has its own world): the coarsest counts.
     """
-    base = "retain_acc" if name == KEPT_AT_LEVEL else name.partition("~")[0]
+    base = "retain_acc" if name == KEPT_AT_LEVEL else name.partition("~")[0].partition("@")[0]
     steps: list[float] = []
     if base in ("updates_to_target", "updates_to_gold_acc"):
         paths = [o.trajectory[:2] for o in runs.values()]

@@ -30,10 +30,10 @@ DISTANCES = ("forget_acc", "forget_Q_A_Prob", "forget_inf_acc")
 COLLAPSED_BELOW = 0.1  # retain accuracy, as a share of the start model's
 AT_TARGET = {"updates_to_target": "step", "retain_at_target": "retain_acc", "retain_inf_at_target": "retain_inf_acc"}
 KEPT_AT_LEVEL = "kept_at_level"
-"""Retain accuracy of the model that the run delivers less what its forget probability (or accuracy, as the target is
-read) lies above the target. At or
-below the target that is retain accuracy; a run that never got there has the number too, and pays for it one for one, so
-that no seed is lost to a comparison (an analysis by intention to treat, where `AT_TARGET` has only those who came).
+"""`retain_acc@level`: retain accuracy of the model that the run delivers less what its forget probability (or accuracy,
+as the target is read) lies above the target. At or below the target that is retain accuracy; a run that never got there
+has the number too, and pays for it one for one, so that no seed is lost to a comparison (an analysis by intention to
+treat, where `AT_TARGET` has only those who came).
 """
 
 
@@ -91,13 +91,18 @@ class Outcome:
 
     def number(self, name: str) -> float | None:
         """Return a metric's value, its distance to gold (`name~gold`), doing nothing's distance (`name~start`), by how
-        much it fell from the start model's (`name~drop`), a measure of `DERIVED`, or a trajectory number.
+        much it fell from the start model's (`name~drop`), a measure of `DERIVED`, or a trajectory number. With
+        `@level` behind it what the run did not forget counts against it one for one (`over_level`).
         """
+        plain, at_level, _ = name.partition("@level")
+        if at_level:
+            value, over = self.number(plain), self.over_level()
+            return None if value is None or over is None else value + (over if plain.endswith("~drop") else -over)
         base, _, versus = name.partition("~")
         if base in DERIVED:
             return derive(base, self.metrics).value
         if base == KEPT_AT_LEVEL:
-            return self.kept_at_level()
+            return self.number("retain_acc@level")
         if base in UNTIL:
             time = self.time_until(*UNTIL[base])
             return time.at if time is not None and time.reached else None
@@ -125,13 +130,13 @@ class Outcome:
         """Return the first evaluation at or below the target; None when it was never reached (censored)."""
         return None if self.target is None else first_at(self.trajectory, f"forget_{self.target_by}", self.target)
 
-    def kept_at_level(self) -> float | None:
-        """Return `KEPT_AT_LEVEL`; None where one of its parts is not known."""
+    def over_level(self) -> float | None:
+        """Return by how much forget probability, or accuracy where the target is one, lies above the target (at least
+        0); None where one of the two is not known.
+        """
         forget = "forget_Q_A_Prob" if self.target_by == "prob" else "forget_acc"
-        kept, forgot = ((self.metrics.get(name) or {}).get("value") for name in ("retain_acc", forget))
-        if kept is None or forgot is None or self.target is None:
-            return None
-        return kept - max(0.0, forgot - self.target)
+        forgot = (self.metrics.get(forget) or {}).get("value")
+        return None if forgot is None or self.target is None else max(0.0, forgot - self.target)
 
     def time_until(self, by: By = "prob", unit: Unit = "updates") -> Time | None:
         """Return when the run was first seen to have forgotten enough, or until when it had not.

@@ -359,9 +359,13 @@ def test_what_was_kept_at_the_level_is_there_for_runs_that_never_got_to_it():
     assert run(retain_acc=0.9).number("kept_at_level") is None
     by_acc = replace(run(retain_acc=0.9, forget_acc=0.45, forget_Q_A_Prob=0.1), target_by="acc")
     assert by_acc.number("kept_at_level") == pytest.approx(0.9 - (0.45 - 0.25))
+    assert short.number("retain_acc@level") == short.number("kept_at_level")
+    assert short.number("retain_acc~drop@level") == pytest.approx(short.number("retain_acc~drop") + 0.45 - 0.25)
+    assert short.number("none@level") is None
     seeds = [run(checkpoint=k, seed=s, retain_acc=a - s / 50, forget_Q_A_Prob=0.25 + missed, path=NEVER)
              for k, a, missed in (("fit", 0.9, 0.1), ("grok", 0.9, 0.0)) for s in (0, 1, 2)]  # fmt: skip
     found = {c.measure: c for c in compare(seeds).contrasts}
     assert found["kept_at_level"].mean == pytest.approx(0.1)
     assert "retain_at_target" not in found, "half of the runs never came to it"
-    assert paired_numbers(seeds, "npo", "grok", "fit", "kept_at_level")[1] == 1 / N_ROWS
+    for name in ("kept_at_level", "retain_acc@level", "retain_acc~drop@level"):
+        assert paired_numbers(seeds, "npo", "grok", "fit", name)[1] == 1 / N_ROWS
