@@ -20,14 +20,14 @@ from typing import Any
 
 from llm_unlearn.errors import UserError, run_main
 from llm_unlearn.eval.compare import primary_of
-from llm_unlearn.eval.packed import pack
+from llm_unlearn.eval.packed import unpack
 from llm_unlearn.eval.primary import PrimaryContrast
 from llm_unlearn.log import get_logger, setup
-from llm_unlearn.study.collect import costs, failures, outcomes_of, training_row, tuned_row, write_rows
+from llm_unlearn.study.collect import study_content, write_rows
 from llm_unlearn.study.config import Extra, StudyConfig, load_study
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.runner import run_missing
-from llm_unlearn.study.store import Store, environment
+from llm_unlearn.study.store import Store
 from llm_unlearn.study.tune import Choice, choices, plan_tuning, write_tuned
 
 CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/language.yaml"
@@ -93,24 +93,15 @@ def measure(study: StudyConfig, jobs: int) -> tuple[dict[str, Any], Sequence[Pri
     cells = plan(measured)
     log.info("measuring: %d cells; no settings for %s", len(cells), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, jobs)
-    outcomes = outcomes_of(cells, store)
-    records = [record for cell in [*searching, *cells] if (record := store.read(cell))]
-    judged = primary_of(outcomes)
+    content = study_content(measured, [*searching, *cells], found, left_out, store)
+    judged = primary_of(unpack(content["outcomes"]))
     contrasts = () if judged is None else judged.contrasts
     content = {
         "what": "forgetting from memorised, grokked and control checkpoints of language models, against gold",
         "command": "",
-        "designs": sorted({str(r.get("design")) for r in records}),
-        "study": measured.model_dump(mode="json", exclude={"out", "tuned", "design"}),
         "cells": {"tuning": tuning, "measured": ended},
-        "left_out": left_out,
-        "cost": costs(records),
-        "trainings": [row for r in records if (row := training_row(r))],
-        **failures(records),
-        "tuned": [tuned_row(choice) for choice in found],
+        **content,
         "primary": [vars(contrast) for contrast in contrasts],
-        "outcomes": pack(outcomes),
-        "environment": environment(),
     }
     return content, contrasts
 

@@ -94,3 +94,33 @@ def status_command(config: ConfigPath, overrides: Overrides = None, as_json: Jso
     typer.echo(", ".join(f"{len(members)} {status}" for status, members in found.items()))
     for label, error in errors.items():
         typer.echo(f"failed: {label}: {error.strip().splitlines()[-1] if error.strip() else ''}")
+
+
+@study_app.command(
+    "reproduce",
+    epilog="Example: llm-unlearn study reproduce benchmarks/results/language.json 'seed0 author grok npo'",
+)
+def reproduce_command(
+    results: Annotated[Path, typer.Argument(help="Results of a study (JSON), as benchmarks/language.py writes them.")],
+    cell: Annotated[str, typer.Argument(help="Label of one of its cells, as study plan shows them.")],
+    out: Annotated[Path, typer.Option(help="Folder to run it in.")] = Path("studies/reproduced"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Run one cell of a committed study again, with the trainings it needs; exit 1 unless every number is the same to
+    the last bit.
+    """
+    start_logging()
+    from llm_unlearn.study.reproduce import reproduce
+
+    found = reproduce(results, cell, out, jobs)
+    if as_json:
+        print_json({**vars(found), "identical": found.identical})
+    elif found.identical:
+        typer.echo(f"{cell}: identical to the last bit ({found.found})")
+    else:
+        there, here = (f"{e.get('machine')}, torch {e.get('versions', {}).get('torch')}" for e in found.environments)
+        why = f"the run ended as {found.status}" if not found.found else f"committed {found.committed}: {found.found}"
+        typer.echo(f"{cell}: not the same ({why}); committed on {there}, run on {here}")
+    if not found.identical:
+        raise typer.Exit(1)
