@@ -124,3 +124,25 @@ def reproduce_command(
         typer.echo(f"{cell}: not the same ({why}); committed on {there}, run on {here}")
     if not found.identical:
         raise typer.Exit(1)
+
+
+@study_app.command("report", epilog="Example: llm-unlearn study report benchmarks/results --out docs/findings.md")
+def report_command(
+    results: Annotated[Path, typer.Argument(help="Folder of committed results (JSON).")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="Markdown to write; its figures go to a folder beside it.")] = Path(
+        "docs/findings.md"
+    ),
+    html: Annotated[Path, typer.Option(help="The same as one self-contained page.")] = Path("findings.html"),
+    as_json: Json = False,
+) -> None:
+    """Write the findings of all studies from their committed results: answer, claims, contrasts, cost, probes. What has
+    no results is said to be not run.
+    """
+    start_logging()
+    from llm_unlearn.report.findings import write_findings
+
+    written = write_findings(results, out, html)
+    if as_json:
+        print_json({"written": [str(path) for path in written]})
+        return
+    typer.echo(f"findings: {written[0]}, {written[1]} and {len(written) - 2} figures")

@@ -1,4 +1,4 @@
-"""The answer of a study in plain words, by rule from what came of its primary contrasts. Nothing here is chosen by hand.
+"""The answer of a study in plain words, by rule from what came of its primary contrasts; nothing is chosen by hand.
 
 A contrast (a method, grokked minus another checkpoint), after Holm's correction over all that were declared:
 
@@ -45,14 +45,14 @@ ANSWERS: dict[tuple[Verdict, Verdict], tuple[Verdict, str]] = {
     ("holds", "not run"): ("cannot tell", f"{_HALF} or to generalising was not run"),
     ("does not", "holds"): (
         "cannot tell",
-        "A grokked model forgets more easily than one that generalised without delay, and not more easily than one that "
-        "only memorised",
+        "A grokked model forgets more easily than one that generalised without delay, and not more easily than one "
+        "that only memorised",
     ),
     ("does not", "does not"): ("does not", _NEITHER),
     ("does not", "cannot tell"): (
         "cannot tell",
-        "A grokked model forgets no more easily than one that only memorised; beside one that generalised without delay "
-        "it cannot be told",
+        "A grokked model forgets no more easily than one that only memorised; beside one that generalised without "
+        "delay it cannot be told",
     ),
     ("does not", "not run"): (
         "cannot tell",
@@ -60,13 +60,13 @@ ANSWERS: dict[tuple[Verdict, Verdict], tuple[Verdict, str]] = {
     ),
     ("cannot tell", "holds"): (
         "cannot tell",
-        "A grokked model forgets more easily than one that generalised without delay; beside one that only memorised it "
-        "cannot be told",
+        "A grokked model forgets more easily than one that generalised without delay; beside one that only memorised "
+        "it cannot be told",
     ),
     ("cannot tell", "does not"): (
         "cannot tell",
-        "A grokked model forgets no more easily than one that generalised without delay; beside one that only memorised "
-        "it cannot be told",
+        "A grokked model forgets no more easily than one that generalised without delay; beside one that only "
+        "memorised it cannot be told",
     ),
     ("cannot tell", "cannot tell"): ("cannot tell", _UNCLEAR),
     ("cannot tell", "not run"): ("cannot tell", f"{_UNCLEAR}; one of the two comparisons was not run"),
@@ -125,19 +125,24 @@ def verdict_over(states: Sequence[State]) -> Verdict:
     return "does not" if 2 * other > len(states) and not more else "cannot tell"
 
 
-def answer(result: PrimaryResult | None, ran: bool = True) -> Answer:
-    """Return a study's answer from its primary, None where no run of it is there; `ran`: whether the study was run."""
-    if result is None and ran:
+def answer(result: PrimaryResult | None) -> Answer:
+    """Return the answer of a study that was run, from its primary; None where it has no run that the primary reads."""
+    if result is None:
         return Answer("cannot tell", "The study ran, and the contrasts that decide have no runs", ())
     found = {pair: _hypothesis(result, pair) for pair in (H1, H2)}
     verdict, words = ANSWERS[found[H1].verdict, found[H2].verdict]
     return Answer(verdict, words, tuple(found.values()))
 
 
+def said_of(verdict: Verdict) -> str:
+    """Return a verdict as it stands in a sentence."""
+    return "does not hold" if verdict == "does not" else verdict
+
+
 def in_words(h: Hypothesis, bound: float) -> str:
     """Return what came of a hypothesis with its numbers, in one clause."""
     other = OTHERS.get(h.baseline, h.baseline)
-    head = f"keeps more than {other} (`{h.group}` minus `{h.baseline}`): {h.verdict}"
+    head = f"keeps more than {other} (`{h.group}` minus `{h.baseline}`): {said_of(h.verdict)}"
     if not h.contrasts:
         return head
     digits = digits_for(bound)
@@ -156,7 +161,7 @@ def _hypothesis(result: PrimaryResult | None, pair: tuple[str, str]) -> Hypothes
     contrasts = [] if result is None else [c for c in result.contrasts if (c.group, c.baseline) == pair]
     if result is None or not any(c.of for c in contrasts):
         return Hypothesis(*pair, "not run", {}, ())
-    states = {c.method: state(c, result.declared.alpha) for c in contrasts}
+    states: dict[str, State] = {c.method: state(c, result.declared.alpha) for c in contrasts}
     return Hypothesis(*pair, verdict_over(list(states.values())), states, tuple(contrasts))
 
 

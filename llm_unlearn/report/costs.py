@@ -13,7 +13,7 @@ from llm_unlearn.eval.reach import horizon_of
 from llm_unlearn.report.course import one_level, times_by_place
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.results import StudyFile, Training
-from llm_unlearn.report.text import DASH, count, counted
+from llm_unlearn.report.text import DASH, count
 from llm_unlearn.stats import mean_interval
 
 Currency = Literal["flops", "cpu_seconds"]
@@ -95,7 +95,7 @@ def break_even_grid(file: StudyFile, methods: Sequence[str], pairs: Sequence[tup
             }
             if any(found.values()):
                 n = max(b.n for b in found.values() if b)
-                cells = [text for b, unit in zip(found.values(), ("FLOPs", "s"), strict=True) for text in _told(b, unit)]
+                cells = [text for currency, b in found.items() for text in _told(b, currency)]
                 part.append(Row((method, str(n), *cells)))
         rows += [Row((f"{group} rather than {baseline}",), "section"), *part] if part else []
     if not rows:
@@ -116,10 +116,10 @@ def requests_in_words(b: BreakEven) -> str:
     return text if b.lo is None or b.hi is None else f"{text} [{_requests(b.lo)}, {_requests(b.hi)}]"
 
 
-def _told(b: BreakEven | None, unit: str) -> tuple[str, str, str]:
+def _told(b: BreakEven | None, currency: Currency) -> tuple[str, str, str]:
     if b is None:
         return (DASH, DASH, DASH)
-    if unit != "FLOPs":
+    if currency == "cpu_seconds":
         return f"{b.extra:+,.1f}", f"{b.saved:+,.2f}", requests_in_words(b)
     return _flops(b.extra), _flops(b.saved), requests_in_words(b)
 
@@ -148,11 +148,13 @@ def _prefix(values: Sequence[float]) -> tuple[float, str]:
     return next(((scale, name) for scale, name in PREFIXES if most >= scale), (1.0, ""))
 
 
-def training_ratio(file: StudyFile, group: str, baseline: str) -> str:
-    """Return how many times as much training a checkpoint took as another, over seeds; "" where that is not known."""
-    outcomes = file.of(file.scenario)
-    a, b = (training_cost(file.content.trainings, outcomes, kind, "cpu_seconds") for kind in (group, baseline))
-    ratios = [a[s] / b[s] for s in sorted(a.keys() & b.keys()) if b[s] > 0]
-    if not ratios:
-        return ""
-    return f"{min(ratios):.1f} to {max(ratios):.1f} times, {counted(len(ratios), 'seed')}"
+def training_ratios(file: StudyFile, group: str, baseline: str) -> list[float]:
+    """Return how many times as much training a checkpoint took as another, by seed; FLOPs, or CPU seconds where a file
+    has none.
+    """
+    outcomes, trainings = file.of(file.scenario), file.content.trainings
+    for currency in SPENT_BY:
+        a, b = (training_cost(trainings, outcomes, kind, currency) for kind in (group, baseline))
+        if found := [a[s] / b[s] for s in sorted(a.keys() & b.keys()) if b[s] > 0]:
+            return found
+    return []

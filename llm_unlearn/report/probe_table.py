@@ -21,6 +21,9 @@ from llm_unlearn.stats import Interval, paired_difference
 ALIGNMENT = "alignment, ce: cos(all forget, all retain)"
 COMPLEXITY = "local_complexity, retain: absolute r = 0.005"
 CKA = "cka_paper, layer {last}: forget, retain"
+LESS_ALIGNED = "gradients of forget and retain are less aligned"
+LESS_COMPLEX = "local complexity is lower"
+LESS_ALIKE = "features of forget and retain are less alike (CKA)"
 PREDICTORS = (
     ALIGNMENT, "alignment, ce: excess over cos(retain, retain)", "alignment, margin: excess over cos(retain, retain)",
     COMPLEXITY, "local_complexity, forget: absolute r = 0.005", CKA, "cka, layer {last}: forget~retain",
@@ -104,7 +107,9 @@ def _claims(arch: str, last: int) -> tuple[Claim, Claim, Claim]:
     falls = [None if p is None else p[0] - p[1] for p in pairs]
     complexity = None if pairs[1] is None else math.log(pairs[1][0] / pairs[1][1])
     return (
-        Claim("gradients of forget and retain are less aligned", ALIGNMENT, "value", -1, falls[0], "gradient alignment"),
+        Claim(
+            "gradients of forget and retain are less aligned", ALIGNMENT, "value", -1, falls[0], "gradient alignment"
+        ),
         Claim("local complexity is lower", COMPLEXITY, "ratio", -1, complexity, "complexity"),
         Claim("features of forget and retain are less alike (CKA)", CKA, "value", -1, falls[2], "CKA"),
     )
@@ -131,11 +136,15 @@ def _difference(
     if len(both) < MIN_SEEDS or (logs and min(map(min, both)) <= 0):
         return None
     a, b = zip(*both, strict=True)
-    return paired_difference(*(([math.log(v) for v in side] if logs else list(side)) for side in (a, b)))
+    if logs:
+        a, b = ([math.log(v) for v in side] for side in (a, b))
+    return paired_difference(a, b)
 
 
 def _shown(rows: Sequence[ProbeRow], name: str, kind: str) -> str:
-    found = [row.lines[name] for row in sorted(rows, key=lambda r: r.seed) if row.checkpoint == kind and name in row.lines]
+    found = [
+        row.lines[name] for row in sorted(rows, key=lambda r: r.seed) if row.checkpoint == kind and name in row.lines
+    ]
     s = summarise([values[0] for values in found])
     if s.mean is None:
         return DASH

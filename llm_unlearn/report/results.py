@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -211,7 +211,9 @@ class Local(_Part):
     environment: Environment
 
 
-class _Ratio(_Part):
+class Ratio(_Part):
+    """A ratio to from-scratch over seeds, with its interval from three of them on."""
+
     mean: float
     ci: tuple[float, float] | None
     n: int
@@ -227,10 +229,10 @@ class PretrainedLine(_Part):
     updates: float | None
     flops: float | None
     cpu_seconds: float | None
-    updates_ratio: _Ratio | None = None
-    flops_ratio: _Ratio | None = None
-    flops_ratio_with_before: _Ratio | None = None
-    cpu_seconds_ratio: _Ratio | None = None
+    updates_ratio: Ratio | None = None
+    flops_ratio: Ratio | None = None
+    flops_ratio_with_before: Ratio | None = None
+    cpu_seconds_ratio: Ratio | None = None
 
 
 class Pretrained(_Part):
@@ -246,7 +248,7 @@ class Check(_Part):
 
     what: str
     rate: float
-    bar: Numbers
+    bar: tuple[float | None, float | None]
     kept: bool
 
 
@@ -272,6 +274,11 @@ class StudyFile:
         """What was studied, as a page calls it."""
         c = self.content
         return ", ".join([c.data, c.arch, *([c.arm] if c.arm != "main" else [])]) if c.arch else "language"
+
+    @property
+    def title(self) -> str:
+        """The same as a heading."""
+        return f"Images: {self.name}" if self.content.arch else "Language"
 
     @property
     def scenario(self) -> str:
@@ -354,20 +361,20 @@ def vision_files(folder: Path) -> tuple[StudyFile, ...]:
 T = TypeVar("T", bound=_Part)
 
 
-def _checked(path: Path, kind: type[T]) -> T:
-    content = read_json(path)
+def _checked(path: Path, kind: type[T], content: Any = None) -> T:
+    content = read_json(path) if content is None else content
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
-        raise UserError(
-            f"{path}: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}; not the results its name says, make it again"
-        ) from None
+        what = first["msg"][:1].lower() + first["msg"][1:]
+        raise UserError(f"{path}: {where}: {what}; not the results its name says, make it again") from None
 
 
 def _study(path: Path) -> StudyFile:
-    checked, content = _checked(path, StudyContent), read_json(path)
+    content = read_json(path)
+    checked = _checked(path, StudyContent, content)
     packed, n = checked.outcomes, len(checked.outcomes.metrics)
     lists = [*((p.gold, p.start, p.n) for p in packed.places), *((r.values, r.has or r.values) for r in packed.runs)]
     uneven = any(len({len(v) for v in r.trajectory.values()}) > 1 for r in packed.runs)

@@ -1,5 +1,6 @@
-"""Secondary outcomes of a study: what they were, beside gold's and doing nothing's, and paired differences. Exploratory:
-every interval stands on its own, and no test decides.
+"""Secondary outcomes of a study: what they were, beside gold's and doing nothing's, and paired differences.
+
+Exploratory: every interval stands on its own, and no test decides.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pai
     if not rows:
         return None
     notes = (
-        "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by seed "
-        f"[95 % interval, each on its own]; {DASH}: fewer than {MIN_SEEDS} seeds, or a side collapsed in one.",
+        "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by "
+        f"seed [95 % interval, each on its own]; {DASH}: fewer than {MIN_SEEDS} seeds, or a side collapsed in one.",
     )
     return Grid("Secondary outcomes", ("method", *kinds, *(f"{a} minus {b}" for a, b in pairs)), tuple(rows), notes)
 
@@ -94,9 +95,7 @@ def _cell(outcomes: Sequence[Outcome], method: str, kind: str, measure: str) -> 
     return f"{number(s.mean)} ({'; '.join(number(v) for v in beside)})"
 
 
-def _difference(
-    outcomes: Sequence[Outcome], method: str, pair: tuple[str, str], measure: str
-) -> Difference | None:
+def _difference(outcomes: Sequence[Outcome], method: str, pair: tuple[str, str], measure: str) -> Difference | None:
     both, step = paired_numbers(outcomes, method, *pair, measure)
     if len(both) < MIN_SEEDS:
         return None

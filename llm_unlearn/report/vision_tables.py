@@ -13,8 +13,8 @@ from llm_unlearn.report.paper import paper
 from llm_unlearn.report.paper_table import by_place, checkpoints, differences
 from llm_unlearn.report.probe_table import probe_grids
 from llm_unlearn.report.results import StudyFile, vision_files
-from llm_unlearn.report.told import told
 from llm_unlearn.report.tables import grids_markdown
+from llm_unlearn.report.told import told
 
 LATE = {"main": "grok", "schedule": "grok", "published": "annealed"}
 """Arm -> the checkpoint that stands for the late one."""

@@ -21,7 +21,6 @@ DECIDED = ("start_step", "steps", "kept_step", "stop", "target", "kept_faults")
 """What is in a digest of an unlearning run besides every metric: no times, no folders."""
 
 
-
 def study_content(
     study: StudyConfig, cells: Sequence[Cell], found: Sequence[Choice], left_out: Sequence[str], store: Store
 ) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def study_content(
 
 
 def result_digest(record: Mapping[str, Any]) -> str:
-    """Return 16 hex digits of what the record of a finished unlearning cell says but for times and places: the same ones
+    """Return 16 hex digits of what the record of a finished unlearning cell says but for times and places: the same
     where every metric, gold's and doing nothing's, is the same to the last bit, which rests on all of their weights.
     """
     result = record["result"]

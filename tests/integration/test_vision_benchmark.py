@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from llm_unlearn.errors import UserError
+from llm_unlearn.report.probe_table import probe_grids
+from llm_unlearn.report.results import ProbeRow
+from llm_unlearn.report.vision_tables import vision_tables
 from llm_unlearn.study.arms import training_of, wanted
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.tune import Choice, plan_tuning, trials_of
@@ -110,9 +113,9 @@ def test_a_model_that_never_has_that_loss_keeps_its_other_probes(program, tmp_pa
     assert set(row["lines"]) == {f"{name}, x" for name in program.PROBES if name != "hessian"}
 
 
-def test_what_the_published_probes_leave_open_is_told(program):
-    rows = [{"seed": 0, "checkpoint": "fit", "lines": {"alignment, ce: cos(all forget, all retain)": [0.5]}}]
-    (grid,) = program.probe_grids({"arch": "resnet8", "probes": rows}, "grok")
+def test_what_the_published_probes_leave_open_is_told():
+    row = ProbeRow(seed=0, checkpoint="fit", lines={"alignment, ce: cos(all forget, all retain)": [0.5]})
+    (grid,) = probe_grids([row], "resnet8", "grok")
     assert [row.cells[-1] for row in grid.rows] == ["0.999 -> 0.426"]
     assert "one net that is not named" in " ".join(grid.notes)
 
@@ -136,5 +139,4 @@ def test_once_through_and_again(program, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (study / "cells").iterdir()} == records, "nothing ran twice"
     assert again["outcomes"] == content["outcomes"]
     program.write_rows(results / "vision_digits_cnn.json", {**content, **again, "probes": content["probes"]})
-    program.write_tables(results)
-    assert (results / "vision_table1.md").read_text() == page, "tables come from the file alone"
+    assert vision_tables(results) == page, "tables come from the file alone"
