@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +70,8 @@ ARMS: dict[str, list[str]] = {
         "grok.watch.until=max_steps",
     ],
 }
-PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "hessian", "norms", "logits")
+PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "norms", "logits")
+CURVATURE = ("hessian",)  # of a model that some temperature brings to the loss
 PROBE_ITEMS = 128
 PROBE_LOSS = 0.5
 TUNED_AT = "early"  # in an arm of one schedule
@@ -193,6 +192,7 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
     from llm_unlearn.eval.packed import unpack
     from llm_unlearn.log import get_logger
     from llm_unlearn.study.matrix import plan
+    from llm_unlearn.study.probing import probe_starts
     from llm_unlearn.study.runner import run_missing
     from llm_unlearn.study.store import Store
     from llm_unlearn.study.tune import choices, plan_tuning, write_tuned
@@ -214,13 +214,16 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
     log.info("%s: measuring, %d cells; no settings for %s", arch, len(cells), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, args.jobs)
     content = study_content(measured, [*searching, *cells], found, left_out, store)
+    looked = probe_starts(
+        measured, unpack(content["outcomes"]), look_of(arch), study.seeds[: args.probe_seeds], args.jobs
+    )
     return {
         "what": f"unlearning images: {args.data}, {arch}, {args.arm}",
         "command": command(args, arch),
         "data": args.data, "arch": arch, "arm": args.arm,
         "cells": {"tuning": tuning, "measured": ended},
         **content,
-        "probes": probed(measured, unpack(content["outcomes"]), args),
+        "probes": looked,
     }  # fmt: skip
 
 
@@ -255,83 +258,14 @@ def with_settings(study: Any, found: Sequence[Any], path: Path) -> tuple[Any, li
     return decidable(study.model_copy(update=changes)), left_out
 
 
-def probed(study: Any, outcomes: Sequence[Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Look into every start model of the first seeds, on the first scenario: a row a model."""
-    from llm_unlearn.study.arms import arm_of, taken, trainings
-    from llm_unlearn.study.matrix import training_cells
-
-    scenario = (study.grid_scenarios or tuple(study.scenarios))[0]
-    used = {(o.seed, o.checkpoint) for o in outcomes if o.scenario == scenario}
-    tasks = []
-    for seed in study.seeds[: args.probe_seeds]:
-        for kind in (k for k in study.checkpoints if (seed, k) in used):
-            arm = arm_of(study, kind)
-            model, golds = training_cells(study, seed, trainings(study)[seed, arm], arm)
-            reference = f"{model.spec['config']['out']}@{taken(study, kind)}"
-            out = Path(study.out) / "probes" / f"seed{seed}-{kind}"
-            asked = golds[scenario].spec["config"]["scenario"]
-            tasks.append((reference, asked, str(out), seed, kind, study.grok.model.net.arch))
-    if not tasks:
-        return []
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(probe_one, tasks))
-
-
-def probe_settings(arch: str) -> Any:
-    """Return how much is looked at: local complexity as in the published code of that net, curvature at one loss."""
+def look_of(arch: str) -> Any:
+    """Return what is looked at: local complexity as in the published code of that net, curvature at one loss."""
     from llm_unlearn.eval.probes.complexity import DIRECTIONS, DIRECTIONS_RESNET
     from llm_unlearn.eval.probes.table import Settings
+    from llm_unlearn.study.probing import Look
 
     directions = DIRECTIONS_RESNET if arch.startswith("resnet") else DIRECTIONS
-    return Settings(items=PROBE_ITEMS, loss=PROBE_LOSS, directions=directions)
-
-
-def probe_one(task: tuple[str, dict[str, Any], str, int, str, str]) -> dict[str, Any]:
-    """Probe one model; what is there of the same weights and settings is read. A model that no temperature brings to
-    the loss curvature is taken at has none.
-    """
-    import os
-    from dataclasses import asdict
-
-    os.environ["LLM_UNLEARN_QUIET"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-    from llm_unlearn.config import build_config
-    from llm_unlearn.data.splits import Scenario
-    from llm_unlearn.errors import UserError
-    from llm_unlearn.eval.probes.run import PROBES_FILE, probe_model
-    from llm_unlearn.files import read_json
-    from llm_unlearn.log import get_logger
-    from llm_unlearn.models.pretrained import fingerprint
-    from llm_unlearn.unlearn.start import open_start
-
-    reference, scenario, out, seed, kind, arch = task
-    settings, path = probe_settings(arch), Path(out) / PROBES_FILE
-    found = read_json(path) if path.exists() else None
-    asked = {"model": fingerprint(reference), "settings": asdict(settings)}
-    always = tuple(name for name in PROBES if name != "hessian")
-    if not found or {key: found["identity"].get(key) for key in asked} != asked or set(always) - set(found["probes"]):
-        path.unlink(missing_ok=True)
-        start = open_start(reference, None, build_config(Scenario, scenario))
-        given: dict[str, Any] = {"settings": settings, "out": Path(out)}
-        found = probe_model(reference, start.corpus, start.request, which=always, **given)
-        try:
-            found = probe_model(reference, start.corpus, start.request, which=("hessian",), **given)
-        except UserError as error:
-            get_logger("vision").warning("seed %s %s: no curvature: %s", seed, kind, error)
-    have = [name for name in PROBES if name in found["probes"]]
-    lines = [(f"{name}, {line['name']}", line) for name in have for line in found["probes"][name]["lines"]]
-    return {
-        "seed": seed,
-        "checkpoint": kind,
-        "lines": {name: [short(line["value"]), *map(short, line["null"] or ())] for name, line in lines},
-        "cpu_seconds": round(sum(probe["cost"]["cpu_seconds"] for probe in found["probes"].values()), 2),
-    }
-
-
-def short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
+    return Look(PROBES, CURVATURE, Settings(items=PROBE_ITEMS, loss=PROBE_LOSS, directions=directions))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def answer(result: PrimaryResult | None) -> Answer:
     """Return the answer of a study that was run, from its primary; None where it has no run that the primary reads."""
     if result is None:
         return Answer("cannot tell", "The study ran, and the contrasts that decide have no runs", ())
+    if not {H1, H2} & set(result.declared.contrasts):
+        return Answer("cannot tell", "The study's declared contrasts are others than those that decide", ())
     found = {pair: _hypothesis(result, pair) for pair in (H1, H2)}
     verdict, words = ANSWERS[found[H1].verdict, found[H2].verdict]
     return Answer(verdict, words, tuple(found.values()))

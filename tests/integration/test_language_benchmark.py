@@ -98,6 +98,9 @@ def test_once_through_and_again(program, tmp_path):
     assert design.startswith(hashlib.sha256(DESIGN.read_bytes()).hexdigest() + " with seeds=[0, 1, 2] ")
     outcomes = unpack(content["outcomes"])
     assert len(outcomes) == 12
+    assert {(row["seed"], row["checkpoint"]) for row in content["probes"]} == {(s, k) for s in range(3) for k in (
+        "easy", "twin")}  # fmt: skip
+    assert all("alignment, ce: cos(all forget, all retain)" in row["lines"] for row in content["probes"])
     assert all(o.number("kept_at_level") is not None for o in outcomes)
     assert all({"relearn_acc", "neighbour_acc"} <= o.metrics.keys() for o in outcomes)
     assert any("forget_through_acc" in o.metrics for o in outcomes), "a small world may hold out no such question"

@@ -83,7 +83,7 @@ def test_differences_are_over_paired_draws():
     assert lines["forget"]["matched"] == {"seeds": [], "values": [[], []]}
     text = grids_markdown([lines_grid(list(lines.values()))])
     assert "| forget, 50 examples | GA | 0.344 / 0.518 | -0.174 | 0.400 / 0.633 | -0.233 [" in text
-    assert text.count("\n| ") == 1 + 3
+    assert text.count("\n| ") == 2 + 3
 
 
 def test_the_rate_that_leaves_half():

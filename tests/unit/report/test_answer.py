@@ -117,6 +117,8 @@ def test_every_pair_of_hypotheses(pair):
 def test_nothing_run_and_nothing_judged():
     assert answer(None).verdict == "cannot tell", "a study that ran without the runs that decide"
     declared = result(fit="more").declared
+    other = declared.model_copy(update={"contrasts": (("easy", "twin"),)})
+    assert answer(PrimaryResult(other, (contrast("more", baseline="twin"),))).words.startswith("The study's declared")
     broken = answer(PrimaryResult(declared, (), "3 of its runs were made before it was declared"))
     assert [h.verdict for h in broken.hypotheses] == ["cannot tell", "cannot tell"]
 
