@@ -5,8 +5,8 @@
 
 Steps: tune (every method at every checkpoint and scenario it is measured at, on a seed of its own), the study with what
 was chosen, probes of the start models, results. Writes language.json: a row per run, training, choice and probed model,
-the design's sha256, and the machine. Prints what came of the primary contrast. Everything finished is kept: run it again
-to go on. `llm-unlearn study report` makes the findings of it.
+the design's sha256, and the machine. Prints what came of the primary contrast. Everything finished is kept: run it
+again to go on. `llm-unlearn study report` makes the findings of it.
 
 What no model reached is left out and told: a checkpoint that the tuning seed never reached has no settings, one that a
 seed of the study never reached is a censored cell.

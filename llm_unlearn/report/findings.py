@@ -322,11 +322,11 @@ def _how() -> Section:
         (
             "`llm-unlearn study report` makes it from the files in benchmarks/results, and runs nothing. No sentence "
             "about results and no number of them is written by hand.",
-            "The answer, by rule: a contrast says *more*, *less*, *same* (surely below the bound) or nothing, after "
-            "Holm's correction; grokked keeps more than another checkpoint where more than half of the methods say more "
-            "and none same or less, and does not the other way round; grokking makes forgetting easier where it keeps "
-            "more than `fit` and than `easy`, and does not where it keeps no more than both, or no more than `easy`, "
-            "which then says that generalising helps, however it came about.",
+            "The answer, by rule: a method's contrast says more, less, same (surely below the bound) or nothing, after "
+            "Holm's correction. Grokked keeps more than another checkpoint where more than half of the methods say "
+            "more and none says same or less, and does not the other way round. Grokking makes forgetting easier where it "
+            "keeps more than `fit` and than `easy`; it does not where it keeps more than neither; where it keeps more "
+            "than `fit` and not than `easy`, generalising does, however it came about; all else cannot be told.",
             "The rules of the answer are in `llm_unlearn/report/answer.py`, those of the published claims in "
             "`llm_unlearn/report/claims.py`: both were written before there were results of the studies.",
             "`llm-unlearn study reproduce FILE CELL` runs one cell of a study again and says whether every number is "

@@ -66,9 +66,9 @@ def probe_one(task: tuple[str, dict[str, Any], str, int, str, Look]) -> dict[str
     """
     reference, scenario, out, seed, kind, look = task
     path = Path(out) / PROBES_FILE
-    found = read_json(path) if path.exists() else None
+    found: dict[str, Any] = read_json(path) if path.exists() else {"identity": {}, "probes": {}}
     asked = {"model": fingerprint(reference), "settings": asdict(look.settings)}
-    known = found and {key: found["identity"].get(key) for key in asked} == asked
+    known = {key: found["identity"].get(key) for key in asked} == asked
     if not known or set(look.always) - set(found["probes"]):
         path.unlink(missing_ok=True)
         start = open_start(reference, None, build_config(Scenario, scenario))
