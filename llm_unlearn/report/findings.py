@@ -324,11 +324,12 @@ def _how() -> Section:
             "about results and no number of them is written by hand.",
             "The answer, by rule: a method's contrast says more, less, same (surely below the bound) or nothing, after "
             "Holm's correction. Grokked keeps more than another checkpoint where more than half of the methods say "
-            "more and none says same or less, and does not the other way round. Grokking makes forgetting easier where it "
-            "keeps more than `fit` and than `easy`; it does not where it keeps more than neither; where it keeps more "
-            "than `fit` and not than `easy`, generalising does, however it came about; all else cannot be told.",
+            "more and none says same or less, and does not the other way round. Grokking makes forgetting easier where "
+            "it keeps more than `fit` and than `easy`; it does not where neither of these holds; where it keeps more "
+            "than `fit` and not than `easy`, generalising does, however it came about. All else cannot be told: what is "
+            "not shown is not taken for the opposite.",
             "The rules of the answer are in `llm_unlearn/report/answer.py`, those of the published claims in "
-            "`llm_unlearn/report/claims.py`: both were written before there were results of the studies.",
+            "`llm_unlearn/report/claims.py`: both were committed before the results they judge.",
             "`llm-unlearn study reproduce FILE CELL` runs one cell of a study again and says whether every number is "
             "the same to the last bit.",
         ),
