@@ -326,8 +326,8 @@ def _how() -> Section:
             "Holm's correction. Grokked keeps more than another checkpoint where more than half of the methods say "
             "more and none says same or less, and does not the other way round. Grokking makes forgetting easier where "
             "it keeps more than `fit` and than `easy`; it does not where neither of these holds; where it keeps more "
-            "than `fit` and not than `easy`, generalising does, however it came about. All else cannot be told: what is "
-            "not shown is not taken for the opposite.",
+            "than `fit` and not than `easy`, generalising does, however it came about. All else cannot be told: what "
+            "is not shown is not taken for the opposite.",
             "The rules of the answer are in `llm_unlearn/report/answer.py`, those of the published claims in "
             "`llm_unlearn/report/claims.py`: both were committed before the results they judge.",
             "`llm-unlearn study reproduce FILE CELL` runs one cell of a study again and says whether every number is "
