@@ -256,7 +256,7 @@ def _picture(main: Sequence[Studied]) -> str:
     if not groups:
         groups = [("not run yet", [plots.Bar("", None, None, None, "other", "no results")])]
     axis = "kept at one forget level: grokked minus other"
-    return plots.forest(groups, max(bounds, default=0.05), axis)
+    return plots.forest(groups, max(bounds, default=0.0), axis)
 
 
 def _dumped(lines: Sequence) -> list[dict]:

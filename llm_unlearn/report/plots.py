@@ -68,8 +68,12 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]], bound: float, axis: str)
     """
     n = sum(1 + len(bars) for _, bars in groups)
     with _figure(1.0 + 0.25 * n, WIDE) as (fig, ax):
-        ax.axvspan(-bound, bound, color=COLOURS["faint"], alpha=0.45, lw=0)
-        ax.axvline(0, color=COLOURS["ink"], lw=0.9)
+        edges = [abs(v) for _, bars in groups for b in bars for v in (b.lo, b.hi) if v is not None]
+        if edges:
+            ax.axvspan(-bound, bound, color=COLOURS["faint"], alpha=0.45, lw=0)
+            ax.axvline(0, color=COLOURS["ink"], lw=0.9)
+        else:
+            ax.set_xticks([])  # nothing was measured: no number stands on the axis
         y, ticks = 0, list[tuple[int, str]]()
         for heading, bars in groups:
             ticks.append((y, heading))
@@ -85,8 +89,7 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]], bound: float, axis: str)
         ax.set_yticks([at for at, _ in ticks], [text for _, text in ticks], ha="left")
         ax.tick_params(axis="y", length=0, pad=150)
         ax.set_ylim(y - 0.3, -0.7)
-        edges = [abs(v) for _, bars in groups for b in bars for v in (b.lo, b.hi) if v is not None]
-        most = 1.08 * max([2 * bound, *edges])
+        most = 1.08 * max([2 * bound, *edges]) or 1.0
         ax.set_xlim(-most, most)
         ax.set_xlabel(axis)
         ax.spines["left"].set_visible(False)

@@ -109,6 +109,8 @@ def test_what_is_missing_is_said_with_its_command_and_without_a_number(tmp_path)
         assert f"| {expected.what} | {expected.name} | {expected.command} |" in text
     prose = re.sub(r"`[^`]*`|^\|.*$|^!.*$|^Commands: .*$|^#.*$", "", text, flags=re.MULTILINE)
     assert set(re.findall(r"\d+", prose)) == {"95"}, "the level of intervals, in legends"
+    drawn = re.findall(r">([^<>]*)</text>", findings(read_results(tmp_path)).picture)
+    assert not any(re.search(r"\d", label) for label in drawn), "no axis of numbers where nothing was measured"
     assert text.count("| language | – | – | not run | not run | not run |") == 6
 
 
