@@ -4,8 +4,9 @@
     python benchmarks/language.py --quick              # toy: 12 authors, 2 methods, 3 seeds; a minute, says nothing
 
 Steps: tune (every method at every checkpoint and scenario it is measured at, on a seed of its own), the study with what
-was chosen, results. Writes language.json: a row per run, training and choice, the design's sha256, and the machine.
-Prints what came of the primary contrast. Everything finished is kept: run it again to go on.
+was chosen, probes of the start models, results. Writes language.json: a row per run, training, choice and probed model,
+the design's sha256, and the machine. Prints what came of the primary contrast. Everything finished is kept: run it
+again to go on. `llm-unlearn study report` makes the findings of it.
 
 What no model reached is left out and told: a checkpoint that the tuning seed never reached has no settings, one that a
 seed of the study never reached is a censored cell.
@@ -20,17 +21,24 @@ from typing import Any
 
 from llm_unlearn.errors import UserError, run_main
 from llm_unlearn.eval.compare import primary_of
-from llm_unlearn.eval.packed import pack
+from llm_unlearn.eval.packed import unpack
 from llm_unlearn.eval.primary import PrimaryContrast
+from llm_unlearn.eval.probes.table import Settings
 from llm_unlearn.log import get_logger, setup
-from llm_unlearn.study.collect import costs, failures, outcomes_of, training_row, tuned_row, write_rows
+from llm_unlearn.study.collect import study_content, write_rows
 from llm_unlearn.study.config import Extra, StudyConfig, load_study
 from llm_unlearn.study.matrix import plan
+from llm_unlearn.study.probing import Look, probe_starts
 from llm_unlearn.study.runner import run_missing
-from llm_unlearn.study.store import Store, environment
+from llm_unlearn.study.store import Store
 from llm_unlearn.study.tune import Choice, choices, plan_tuning, write_tuned
 
 CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/language.yaml"
+LOOK = Look(  # as many rows as of images, curvature at one loss; small requests have too few pairs for some
+    ("alignment", "local_complexity", "cka_paper", "norms", "logits"),
+    ("cka", "hessian", "modules", "bridge"),
+    Settings(items=128, loss=0.5),
+)
 LAST = "take: last, changes: {optim: {lr: 1e-2}, loop: {max_steps: 60}, watch: {until: max_steps}"
 QUICK = (  # trainings too short to memorise anything: `fit` is never reached, and what follows from that is seen too
     "seeds=[0, 1, 2]",
@@ -57,6 +65,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="toy size: does it run?")
     parser.add_argument("--study", help="folder of runs and records; default studies/language, quick: -quick")
+    parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("overrides", nargs="*", help="overrides of the study config: another design, told in results")
     setup()
@@ -65,7 +74,7 @@ def main() -> None:
     def run() -> None:
         study = study_config(args)
         path = args.results / f"language{'_quick' if args.quick else ''}.json"
-        content, contrasts = measure(study, args.jobs)
+        content, contrasts = measure(study, args.jobs, args.probe_seeds)
         content["command"] = " ".join(["python benchmarks/language.py", *(["--quick"] if args.quick else []),
                                        *(f"'{text}'" for text in args.overrides)])  # fmt: skip
         write_rows(path, content)
@@ -80,7 +89,7 @@ def study_config(args: argparse.Namespace) -> StudyConfig:
     return load_study(CONFIG, [f"out={out}", *(QUICK if args.quick else ()), *args.overrides])
 
 
-def measure(study: StudyConfig, jobs: int) -> tuple[dict[str, Any], Sequence[PrimaryContrast]]:
+def measure(study: StudyConfig, jobs: int, probe_seeds: int = 5) -> tuple[dict[str, Any], Sequence[PrimaryContrast]]:
     """Tune and run; return what the file of results holds, and what came of the primary contrast."""
     log = get_logger("language")
     folder = Path(study.out)
@@ -93,24 +102,17 @@ def measure(study: StudyConfig, jobs: int) -> tuple[dict[str, Any], Sequence[Pri
     cells = plan(measured)
     log.info("measuring: %d cells; no settings for %s", len(cells), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, jobs)
-    outcomes = outcomes_of(cells, store)
-    records = [record for cell in [*searching, *cells] if (record := store.read(cell))]
+    content = study_content(measured, [*searching, *cells], found, left_out, store)
+    outcomes = unpack(content["outcomes"])
     judged = primary_of(outcomes)
     contrasts = () if judged is None else judged.contrasts
     content = {
         "what": "forgetting from memorised, grokked and control checkpoints of language models, against gold",
         "command": "",
-        "designs": sorted({str(r.get("design")) for r in records}),
-        "study": measured.model_dump(mode="json", exclude={"out", "tuned", "design"}),
         "cells": {"tuning": tuning, "measured": ended},
-        "left_out": left_out,
-        "cost": costs(records),
-        "trainings": [row for r in records if (row := training_row(r))],
-        **failures(records),
-        "tuned": [tuned_row(choice) for choice in found],
+        **content,
         "primary": [vars(contrast) for contrast in contrasts],
-        "outcomes": pack(outcomes),
-        "environment": environment(),
+        "probes": probe_starts(measured, outcomes, LOOK, measured.seeds[:probe_seeds], jobs),
     }
     return content, contrasts
 

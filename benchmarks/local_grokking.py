@@ -221,7 +221,8 @@ def run(args: argparse.Namespace, each: Each) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     from llm_unlearn.errors import run_main
     from llm_unlearn.files import write_atomic
-    from llm_unlearn.report.local_grokking import markdown
+    from llm_unlearn.report.local_grokking import lines_grid
+    from llm_unlearn.report.tables import grids_markdown
 
     args = parse(argv)
 
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with ProcessPoolExecutor(args.jobs, mp_context=spawn, initializer=quiet) as pool:
                 content = run(args, pool.map)
         write_atomic(args.out, (json.dumps(content, indent=1) + "\n").encode())
-        print(markdown(content["lines"]), end="")
+        print(grids_markdown([lines_grid(content["lines"])]), end="")
 
     run_main(go)
 

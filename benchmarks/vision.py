@@ -25,14 +25,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.study.collect import costs, failures, outcomes_of, training_row, tuned_row, write_rows
+from llm_unlearn.study.collect import study_content, write_rows
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs"
 RECIPES = {  # (data, net) -> the recipe that was found to grok it
@@ -72,11 +70,10 @@ ARMS: dict[str, list[str]] = {
         "grok.watch.until=max_steps",
     ],
 }
-PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "hessian", "norms", "logits")
+PROBES = ("alignment", "local_complexity", "cka_paper", "cka", "norms", "logits")
+CURVATURE = ("hessian",)  # of a model that some temperature brings to the loss
 PROBE_ITEMS = 128
 PROBE_LOSS = 0.5
-LATE = {"main": "grok", "schedule": "grok", "published": "annealed"}
-WORDS = {"main": "", "schedule": "one schedule for all: ", "published": "one schedule, published optimiser: "}
 TUNED_AT = "early"  # in an arm of one schedule
 
 
@@ -99,7 +96,9 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing: make the tables of what is there")
     parser.add_argument("overrides", nargs="*", help="overrides of the study config, the last to win")
     from llm_unlearn.errors import run_main
+    from llm_unlearn.files import write_atomic
     from llm_unlearn.log import setup
+    from llm_unlearn.report.vision_tables import vision_tables
 
     setup()
     args = parser.parse_args()
@@ -111,7 +110,9 @@ def main() -> None:
             content = measure(args, study, arch)
             name = f"vision_{args.data}_{arch}" + ("" if args.arm == "main" else f"_{args.arm}")
             write_rows(args.results / f"{name}.json", content)
-        print(write_tables(args.results))
+        page = args.results / "vision_table1.md"
+        write_atomic(page, vision_tables(args.results).encode())
+        print(page)
 
     run_main(run)
 
@@ -120,6 +121,7 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
     """Return the shipped study with what the command line says."""
     from llm_unlearn.config import load_config
     from llm_unlearn.errors import UserError, suggest
+    from llm_unlearn.files import sha256_file
     from llm_unlearn.study.config import StudyConfig
 
     known = [net for data, net in RECIPES if data == args.data]
@@ -141,7 +143,9 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
     ]
     study = load_config(StudyConfig, CONFIGS / "study/vision.yaml", settings)
     few = args.arm != "main" or len(seeds) < 5 if extra is None else not extra
-    changes: dict[str, Any] = {"extra": () if few else study.extra}
+    # the recipe and the options are in the command that results name
+    design = " with ".join([sha256_file(CONFIGS / "study/vision.yaml"), *filter(None, [" ".join(args.overrides)])])
+    changes: dict[str, Any] = {"extra": () if few else study.extra, "design": design}
     if extra:
         own = tuple(int(seed) for seed in extra.split(","))
         changes["extra"] = tuple(part.model_copy(update={"seeds": own}) for part in study.extra)
@@ -185,11 +189,12 @@ def decidable(study: Any) -> Any:
 
 def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
     """Tune, run, probe; return what the committed file holds."""
-    from llm_unlearn.eval.packed import pack
+    from llm_unlearn.eval.packed import unpack
     from llm_unlearn.log import get_logger
     from llm_unlearn.study.matrix import plan
+    from llm_unlearn.study.probing import probe_starts
     from llm_unlearn.study.runner import run_missing
-    from llm_unlearn.study.store import Store, environment
+    from llm_unlearn.study.store import Store
     from llm_unlearn.study.tune import choices, plan_tuning, write_tuned
 
     log = get_logger("vision")
@@ -208,23 +213,17 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
     cells = plan(measured)
     log.info("%s: measuring, %d cells; no settings for %s", arch, len(cells), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, args.jobs)
-    outcomes = outcomes_of(cells, store)
-    probes = probed(measured, outcomes, args)
-    records = [record for cell in [*searching, *cells] if (record := store.read(cell))]
+    content = study_content(measured, [*searching, *cells], found, left_out, store)
+    looked = probe_starts(
+        measured, unpack(content["outcomes"]), look_of(arch), study.seeds[: args.probe_seeds], args.jobs
+    )
     return {
         "what": f"unlearning images: {args.data}, {arch}, {args.arm}",
         "command": command(args, arch),
         "data": args.data, "arch": arch, "arm": args.arm,
-        "study": measured.model_dump(mode="json", exclude={"out", "tuned"}),
         "cells": {"tuning": tuning, "measured": ended},
-        "left_out": left_out,
-        "cost": costs(records),
-        "trainings": [row for r in records if (row := training_row(r))],
-        **failures(records),
-        "tuned": [tuned_row(choice) for choice in found],
-        "probes": probes,
-        "outcomes": pack(outcomes),
-        "environment": environment(),
+        **content,
+        "probes": looked,
     }  # fmt: skip
 
 
@@ -259,224 +258,14 @@ def with_settings(study: Any, found: Sequence[Any], path: Path) -> tuple[Any, li
     return decidable(study.model_copy(update=changes)), left_out
 
 
-def probed(study: Any, outcomes: Sequence[Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Look into every start model of the first seeds, on the first scenario: a row a model."""
-    from llm_unlearn.study.arms import arm_of, taken, trainings
-    from llm_unlearn.study.matrix import training_cells
-
-    scenario = (study.grid_scenarios or tuple(study.scenarios))[0]
-    used = {(o.seed, o.checkpoint) for o in outcomes if o.scenario == scenario}
-    tasks = []
-    for seed in study.seeds[: args.probe_seeds]:
-        for kind in (k for k in study.checkpoints if (seed, k) in used):
-            arm = arm_of(study, kind)
-            model, golds = training_cells(study, seed, trainings(study)[seed, arm], arm)
-            reference = f"{model.spec['config']['out']}@{taken(study, kind)}"
-            out = Path(study.out) / "probes" / f"seed{seed}-{kind}"
-            asked = golds[scenario].spec["config"]["scenario"]
-            tasks.append((reference, asked, str(out), seed, kind, study.grok.model.net.arch))
-    if not tasks:
-        return []
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(probe_one, tasks))
-
-
-def probe_settings(arch: str) -> Any:
-    """Return how much is looked at: local complexity as in the published code of that net, curvature at one loss."""
+def look_of(arch: str) -> Any:
+    """Return what is looked at: local complexity as in the published code of that net, curvature at one loss."""
     from llm_unlearn.eval.probes.complexity import DIRECTIONS, DIRECTIONS_RESNET
     from llm_unlearn.eval.probes.table import Settings
+    from llm_unlearn.study.probing import Look
 
     directions = DIRECTIONS_RESNET if arch.startswith("resnet") else DIRECTIONS
-    return Settings(items=PROBE_ITEMS, loss=PROBE_LOSS, directions=directions)
-
-
-def probe_one(task: tuple[str, dict[str, Any], str, int, str, str]) -> dict[str, Any]:
-    """Probe one model; what is there of the same weights and settings is read. A model that no temperature brings to
-    the loss curvature is taken at has none.
-    """
-    import os
-    from dataclasses import asdict
-
-    os.environ["LLM_UNLEARN_QUIET"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-    from llm_unlearn.config import build_config
-    from llm_unlearn.data.splits import Scenario
-    from llm_unlearn.errors import UserError
-    from llm_unlearn.eval.probes.run import PROBES_FILE, probe_model
-    from llm_unlearn.files import read_json
-    from llm_unlearn.log import get_logger
-    from llm_unlearn.models.pretrained import fingerprint
-    from llm_unlearn.unlearn.start import open_start
-
-    reference, scenario, out, seed, kind, arch = task
-    settings, path = probe_settings(arch), Path(out) / PROBES_FILE
-    found = read_json(path) if path.exists() else None
-    asked = {"model": fingerprint(reference), "settings": asdict(settings)}
-    always = tuple(name for name in PROBES if name != "hessian")
-    if not found or {key: found["identity"].get(key) for key in asked} != asked or set(always) - set(found["probes"]):
-        path.unlink(missing_ok=True)
-        start = open_start(reference, None, build_config(Scenario, scenario))
-        given: dict[str, Any] = {"settings": settings, "out": Path(out)}
-        found = probe_model(reference, start.corpus, start.request, which=always, **given)
-        try:
-            found = probe_model(reference, start.corpus, start.request, which=("hessian",), **given)
-        except UserError as error:
-            get_logger("vision").warning("seed %s %s: no curvature: %s", seed, kind, error)
-    have = [name for name in PROBES if name in found["probes"]]
-    lines = [(f"{name}, {line['name']}", line) for name in have for line in found["probes"][name]["lines"]]
-    return {
-        "seed": seed,
-        "checkpoint": kind,
-        "lines": {name: [short(line["value"]), *map(short, line["null"] or ())] for name, line in lines},
-        "cpu_seconds": round(sum(probe["cost"]["cpu_seconds"] for probe in found["probes"].values()), 2),
-    }
-
-
-def short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
-
-
-def write_tables(results: Path) -> str:
-    """Make the page of tables from the committed files; return its path."""
-    from llm_unlearn.files import read_json, write_atomic
-
-    files = sorted(results.glob("vision_*_*.json"))
-    contents = [read_json(file) for file in files]
-    parts = [HEAD]
-    for data in dict.fromkeys(c["data"] for c in contents):
-        for arm in ARMS:
-            mine = [c for c in contents if (c["data"], c["arm"]) == (data, arm)]
-            parts += [section(data, arm, mine)] if mine else []
-    page = results / "vision_table1.md"
-    write_atomic(page, "\n".join(parts).encode())
-    return str(page)
-
-
-HEAD = """# Forgetting images, before and after grokking
-
-Made by `python benchmarks/vision.py --tables` from the JSON files beside it. Seeds are the unit of every interval; the
-primary contrast was declared in the config before the runs, all else is exploratory.
-"""
-
-
-def section(data: str, arm: str, contents: Sequence[dict[str, Any]]) -> str:
-    """Return the page's part on one data set: the published table of all nets, then what each net has besides."""
-    from llm_unlearn.eval.compare import compare
-    from llm_unlearn.eval.packed import unpack
-    from llm_unlearn.report.claims import claims, claims_grid
-    from llm_unlearn.report.design import primary, starts
-    from llm_unlearn.report.paper import paper
-    from llm_unlearn.report.paper_table import by_place, checkpoints, differences
-    from llm_unlearn.report.tables import grids_markdown
-
-    by_net = [(c, unpack(c["outcomes"])) for c in contents]
-    outcomes = [o for _, part in by_net for o in part]
-    lines = [f"## {data}, {WORDS[arm]}{', '.join(c['arch'] for c in contents)}\n"]
-    lines += [text for c in contents for text in told(c)]
-    grids = []
-    for c, part in by_net:
-        wanted = c["study"]["primary"]["scenario"] if c["study"]["primary"] else next(iter(c["study"]["scenarios"]))
-        mine = [o for o in part if o.scenario == wanted]
-        if mine:
-            comparison = compare(mine)
-            grids += [*primary(comparison), *starts(comparison, checkpoints(mine))]
-        grids += probe_grids(c, LATE[arm])
-    if arm == "main":
-        grids += paper(outcomes)
-    else:
-        late, others = LATE[arm], ("early", "fit", "fit_scaled", "easy")
-        grids += [grid for grid in paper(outcomes) if grid.title.startswith("Table 1")]
-        for place, runs in by_place(outcomes).items():
-            found = differences(runs, [(late, other) for other in others], place.words)
-            judged = claims(runs, late, others, at_level=False)
-            grids += [*([found] if found else []), *([claims_grid(judged, place.words)] if judged else [])]
-    return "\n".join([*lines, grids_markdown(grids)])
-
-
-def told(content: dict[str, Any]) -> list[str]:
-    """Return what a reader has to know before the tables: how it was made, who grokked, what is missing."""
-    rows = [row for row in content["trainings"] if "gold" not in row["run"] and "/" not in row["run"]]
-    grokked = [row for row in rows if row["phase"].startswith("grok")]
-    ratios = [row["ratio"] for row in grokked if row["ratio"]]
-    spread = f", {min(ratios):.1f} to {max(ratios):.1f} times as many steps as memorising took" if ratios else ""
-    cost = "; ".join(f"{kind} {c['cells']} cells, {c['seconds']:.0f} s" for kind, c in content["cost"].items())
-    lines = [
-        f"`{content['command']}`\n",
-        f"{content['arch']}: {len(grokked)} of {len(rows)} models grokked (the tuning seeds' included){spread}. "
-        f"{cost}. "
-        f"{content['environment']['machine']}.\n",
-    ]
-    if content["left_out"]:
-        lines.append(f"No settings were found for, and so left out: {', '.join(content['left_out'])}.\n")
-    if missed := infeasible(content["tuned"]):
-        lines.append(f"No setting tried came to the level with enough kept, on the tuning seed: {missed}.\n")
-    if content["censored"]:
-        lines.append(f"Never reached: {len(content['censored'])} checkpoints of single seeds or golds.\n")
-    if content["errors"]:
-        lines.append(f"Failed: {'; '.join(content['errors'])}.\n")
-    return lines
-
-
-def infeasible(tuned: Sequence[dict[str, Any]]) -> str:
-    """Return where tuning had to take the least bad setting, by method."""
-    by_method: dict[str, list[str]] = {}
-    for row in tuned:
-        if row["score"] and not row["feasible_trials"] and row["scenario"]:
-            by_method.setdefault(row["method"], []).append(f"{row['scenario']} {row['checkpoint']}")
-    return "; ".join(f"{method} ({', '.join(places)})" for method, places in by_method.items())
-
-
-def probe_grids(content: dict[str, Any], late: str) -> list[Any]:
-    """Return the probes over seeds: a column a checkpoint, means with intervals, the mean null below, the published
-    values beside; then the paired difference late minus fit.
-    """
-    from llm_unlearn.eval.compare import summarise
-    from llm_unlearn.report.grid import Grid, Row
-    from llm_unlearn.report.published import PROBES as PUBLISHED
-    from llm_unlearn.report.published import PROBES_NOTE
-    from llm_unlearn.report.text import DASH
-    from llm_unlearn.stats import paired_difference
-
-    rows, family = content["probes"], content["arch"].rstrip("0123456789")
-    if not rows:
-        return []
-    kinds = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    names = list(dict.fromkeys(name for row in rows for name in row["lines"]))
-    at = {(row["seed"], row["checkpoint"]): row["lines"] for row in rows}
-    last = max((int(n.split("layer ")[1].split(":")[0]) for n in names if n.startswith("cka_paper")), default=0)
-
-    def cell(name: str, kind: str) -> str:
-        found = [lines[name] for (_, k), lines in sorted(at.items()) if k == kind and name in lines]
-        s = summarise([values[0] for values in found])
-        if s.mean is None:
-            return DASH
-        text = f"{s.mean:.3g}" + (f" [{s.lo:.3g}, {s.hi:.3g}]" if s.lo is not None else "")
-        nulls = [values[1:] for values in found if len(values) == 3]
-        ends = [sum(null[i] for null in nulls) / len(nulls) for i in (0, 1)] if nulls else []
-        return text + (f"; null {ends[0]:.3g} to {ends[1]:.3g}" if ends else "")
-
-    def difference(name: str) -> str:
-        pairs = [(at[s, late][name][0], at[s, "fit"][name][0]) for s, k in sorted(at)
-                 if k == late and name in at[s, late] and name in at.get((s, "fit"), {})]  # fmt: skip
-        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if len(pairs) < 3:
-            return DASH
-        d = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-        return f"{d.mean:+.3g} [{d.lo:+.3g}, {d.hi:+.3g}], n = {d.n}"
-
-    beside = {key.format(last=last): text for key, text in PUBLISHED.get(family, {}).items()}
-    body = [
-        Row((name, *(cell(name, kind) for kind in kinds), difference(name), beside.get(name, ""))) for name in names
-    ]
-    notes = (
-        "Means over seeds [95 % interval]; null: range (2.5 to 97.5 %) where there is nothing to be found, mean over "
-        "seeds. Published: before the jump -> after it, of its own data and nets.",
-        PROBES_NOTE,
-    )
-    columns = ("probe", *kinds, f"{late} minus fit", "published")
-    return [Grid(f"Probes of the start models: {content['arch']}", columns, tuple(body), notes)]
+    return Look(PROBES, CURVATURE, Settings(items=PROBE_ITEMS, loss=PROBE_LOSS, directions=directions))
 
 
 if __name__ == "__main__":

@@ -118,3 +118,55 @@ def status_command(
     typer.echo(", ".join(f"{len(members)} {status}" for status, members in found.items()))
     for label, error in errors.items():
         typer.echo(f"failed: {label}: {error.strip().splitlines()[-1] if error.strip() else ''}")
+
+
+@study_app.command(
+    "reproduce",
+    epilog="Example: llm-unlearn study reproduce benchmarks/results/language.json 'seed0 author grok npo'",
+)
+def reproduce_command(
+    results: Annotated[Path, typer.Argument(help="Results of a study (JSON), as benchmarks/language.py writes them.")],
+    cell: Annotated[str, typer.Argument(help="Label of one of its cells, as study plan shows them.")],
+    out: Annotated[Path, typer.Option(help="Folder to run it in.")] = Path("studies/reproduced"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Run one cell of a committed study again, with the trainings it needs; exit 1 unless every number is the same to
+    the last bit.
+    """
+    start_logging()
+    from llm_unlearn.study.reproduce import reproduce
+
+    found = reproduce(results, cell, out, jobs)
+    if as_json:
+        print_json({**vars(found), "identical": found.identical})
+    elif found.identical:
+        typer.echo(f"{cell}: identical to the last bit ({found.found})")
+    else:
+        there, here = (f"{e.get('machine')}, torch {e.get('versions', {}).get('torch')}" for e in found.environments)
+        why = f"the run ended as {found.status}" if not found.found else f"committed {found.committed}: {found.found}"
+        typer.echo(f"{cell}: not the same ({why}); committed on {there}, run on {here}")
+    if not found.identical:
+        raise typer.Exit(1)
+
+
+@study_app.command("report", epilog="Example: llm-unlearn study report benchmarks/results --out docs/findings.md")
+def report_command(
+    results: Annotated[Path, typer.Argument(help="Folder of committed results (JSON).")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="Markdown to write; its figures go to a folder beside it.")] = Path(
+        "docs/findings.md"
+    ),
+    html: Annotated[Path, typer.Option(help="The same as one self-contained page.")] = Path("findings.html"),
+    as_json: Json = False,
+) -> None:
+    """Write the findings of all studies from their committed results: answer, claims, contrasts, cost, probes. What has
+    no results is said to be not run.
+    """
+    start_logging()
+    from llm_unlearn.report.findings import write_findings
+
+    written = write_findings(results, out, html)
+    if as_json:
+        print_json({"written": [str(path) for path in written]})
+        return
+    typer.echo(f"findings: {written[0]}, {written[1]} and {len(written) - 2} figures")

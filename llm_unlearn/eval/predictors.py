@@ -129,7 +129,7 @@ def _judge(name: str, t: _Table, draw: np.random.Generator) -> dict[str, Any]:
     ranks = np.array([np.nanmean(rank_S[p]) if known[p].any() else np.nan for p in picks])
 
     def interval(value: Any, values: np.ndarray) -> Interval:
-        lo, hi = np.nanquantile(values, [0.025, 0.975])
+        lo, hi = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (np.nan, np.nan)
         return Interval(float(value), float(lo), float(hi), n_seeds)
 
     def gain(e: np.ndarray, model: int, null: int) -> np.ndarray:

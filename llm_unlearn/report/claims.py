@@ -33,6 +33,7 @@ from llm_unlearn.stats import Interval, paired_difference, variance_ratio
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 SET_BY_A_LEVEL = ("forget_acc", "forget_acc~gold")
 """What a study that holds all runs to one forget level has decided itself."""
+BY_DESIGN = "the study brings every run to one forget level; see the area below the frontiers"
 BASELINES = ("early", "fit", "fit_scaled", "easy")
 """The published comparison, and the three without which it says nothing about grokking."""
 
@@ -44,17 +45,20 @@ class Claim:
     Attributes:
         words: what is claimed.
         measure: as `Outcome.number` knows it; of a "time" one of `Outcome.time_until`.
-        kind: what the effect is: a "difference" of shares, or the log ratio of a "time" or a "variance".
+        kind: what the effect is: a "difference" of shares, of a "value" in its own unit, or the log ratio of a "time",
+            a "variance" or any number above 0 (a "ratio").
         sign: 1 where more is claimed, -1 where less is.
         published: effect in the claimed direction, in that unit; below 0 where the published table contradicts the
             claim; None where no number was given.
+        topic: what of the paper's it belongs to.
     """
 
     words: str
     measure: str
-    kind: Literal["difference", "time", "variance"]
+    kind: Literal["difference", "value", "time", "variance", "ratio"]
     sign: int
     published: float | None
+    topic: str = ""
 
     @property
     def least(self) -> float:
@@ -81,15 +85,25 @@ class Judged:
 
 def published_claims() -> tuple[Claim, ...]:
     """Return the claims of the paper that accuracies and trajectories can settle, with its own numbers."""
+    efficient, damage = "efficient forgetting", "less collateral damage"
+    shift = published.shift
     return (
-        Claim("UA after unlearning is lower", "forget_acc", "difference", -1, -published.shift("forget_acc")),
-        Claim("TA after unlearning is higher", "test_acc", "difference", 1, published.shift("test_acc")),
-        Claim("RA after unlearning is higher", "retain_acc", "difference", 1, published.shift("retain_acc")),
-        Claim("TA falls by less", "test_acc~drop", "difference", -1, -published.shift("test_acc~drop")),
-        Claim("RA falls by less", "retain_acc~drop", "difference", -1, -published.shift("retain_acc~drop")),
-        Claim("UA comes nearer to gold's", "forget_acc~gold", "difference", -1, None),
-        Claim("fewer updates to the forget level", "updates_to_gold_acc", "time", -1, -published.updates_log_ratio()),
-        Claim("UA varies less over seeds", "forget_acc", "variance", -1, -published.variance_log_ratio()),
+        Claim("UA after unlearning is lower", "forget_acc", "difference", -1, -shift("forget_acc"), efficient),
+        Claim("TA after unlearning is higher", "test_acc", "difference", 1, shift("test_acc"), damage),
+        Claim("RA after unlearning is higher", "retain_acc", "difference", 1, shift("retain_acc"), damage),
+        Claim("TA falls by less", "test_acc~drop", "difference", -1, -shift("test_acc~drop"), damage),
+        Claim("RA falls by less", "retain_acc~drop", "difference", -1, -shift("retain_acc~drop"), damage),
+        Claim("UA comes nearer to gold's", "forget_acc~gold", "difference", -1, None, efficient),
+        Claim(
+            "fewer updates to the forget level",
+            "updates_to_gold_acc",
+            "time",
+            -1,
+            -published.updates_log_ratio(),
+            efficient,
+        ),
+        Claim("UA varies less over seeds", "forget_acc", "variance", -1, -published.variance_log_ratio(), "stability"),
+        Claim("RA varies less over seeds", "retain_acc", "variance", -1, None, "stability"),
     )
 
 
@@ -116,19 +130,20 @@ def claims(
             decides is then not judged. False: they deliver the last of equally many updates, as the published ones.
     """
     have, common = checkpoints(outcomes), at_level and one_level(outcomes)
+    known = {name for o in outcomes for name in o.metrics}
+    settled = [c for c in published_claims() if c.kind == "time" or c.measure.partition("~")[0] in known]
     return [
         _set_by_design(claim, group, baseline)
         if common and claim.measure in SET_BY_A_LEVEL
         else _judged(claim, outcomes, group, baseline)
         for baseline in baselines
         if {group, baseline} <= set(have)
-        for claim in published_claims()
+        for claim in settled
     ]
 
 
 def _set_by_design(claim: Claim, group: str, baseline: str) -> Judged:
-    why = "the study brings every run to one forget level; see the area below the frontiers"
-    return Judged(claim, group, baseline, None, (), (), "cannot tell", why)
+    return Judged(claim, group, baseline, None, (), (), "cannot tell", BY_DESIGN)
 
 
 def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
@@ -140,10 +155,11 @@ def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
         for j in mine:
             n = str(j.effect.n) if j.effect else DASH
             why = j.why + (f"; without {listed(j.left_out)}" if j.left_out and j.effect else "")
-            cells = (_shown(j.claim, j.claim.published), _interval(j), n, str(len(j.methods)), j.verdict, why)
+            cells = (shown(j.claim, j.claim.published), interval(j), n, str(len(j.methods)), j.verdict, why)
             rows.append(Row((j.claim.words, *cells)))
     notes = (
-        "Effects in the claimed direction: differences in percentage points, above 0; times and variances as ratios to "
+        "Effects in the claimed direction: differences in percentage points (of probes in their own unit), above 0; "
+        "times, variances and complexity as ratios to "
         "the other checkpoint's, below 1. Ours: mean over methods, paired by seed [95 % interval, each on its own].",
         "Rule: holds if the whole interval is on the claimed side of no effect; does not hold if it leaves out half of "
         "the published effect (or, where none or the opposite was published, lies on the other side of no effect); "
@@ -209,16 +225,18 @@ def _effect(claim: Claim, sides_NM2: np.ndarray, resolution: float) -> Interval:
     return Interval(claim.sign * float(mean), limits[0], limits[1], len(a_NM))
 
 
-def _shown(claim: Claim, effect: float | None) -> str:
+def shown(claim: Claim, effect: float | None) -> str:
     if effect is None:
         return DASH
+    if claim.kind == "value":
+        return f"{effect:+.3g}"
     return f"{100 * effect:+.1f}" if claim.kind == "difference" else f"x {np.exp(claim.sign * effect):.2g}"
 
 
-def _interval(j: Judged) -> str:
+def interval(j: Judged) -> str:
     if j.effect is None:
         return DASH
-    ends = [_shown(j.claim, value).removeprefix("x ") for value in (j.effect.lo, j.effect.hi)]
-    if j.claim.kind != "difference" and j.claim.sign < 0:
+    ends = [shown(j.claim, value).removeprefix("x ") for value in (j.effect.lo, j.effect.hi)]
+    if j.claim.kind not in ("difference", "value") and j.claim.sign < 0:
         ends.reverse()
-    return f"{_shown(j.claim, j.effect.mean)} [{ends[0]}, {ends[1]}]"
+    return f"{shown(j.claim, j.effect.mean)} [{ends[0]}, {ends[1]}]"

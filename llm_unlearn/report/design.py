@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from scipy.special import stdtrit
+
 from llm_unlearn.eval.compare import Comparison, other_requests, summarise
 from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.primary import MIN_SEEDS, PrimaryContrast, PrimaryResult
@@ -23,7 +25,17 @@ def primary(comparison: Comparison) -> list[Grid]:
     """Return the grid of the contrast that was declared beforehand; none if there is none."""
     if (result := comparison.primary) is None:
         return []
-    heads = ("method", "contrast", "seeds", "difference", "p (differs)", "p (equivalent)", "detectable", "verdict")
+    heads = (
+        "method",
+        "contrast",
+        "seeds",
+        "difference",
+        "simultaneous",
+        "p (differs)",
+        "p (equivalent)",
+        "detectable",
+        "verdict",
+    )
     rows = tuple(Row(_primary_row(result, x)) for x in result.contrasts)
     return [Grid(f"Primary contrast: {result.declared.measure}", heads, rows, _primary_notes(result))]
 
@@ -32,10 +44,31 @@ def _primary_row(result: PrimaryResult, x: PrimaryContrast) -> tuple[str, ...]:
     seeds = f"{x.n}" if x.n == x.of else f"{x.n} of {x.of}"
     head = (x.method, f"{x.group} minus {x.baseline}", seeds)
     if x.mean is None or x.p_holm is None or x.p_equivalence is None:
-        return (*head, DASH, DASH, DASH, DASH, f"not testable: {x.why}")
+        return (*head, DASH, DASH, DASH, DASH, DASH, f"not testable: {x.why}")
     digits = digits_for(result.declared.bound)
     told = f"{x.mean:+.{digits}f} [{x.lo:+.{digits}f}, {x.hi:+.{digits}f}]"
-    return (*head, told, p_value(x.p_holm), p_value(x.p_equivalence), number(x.detectable, digits), judged(result, x))
+    wide = "[{:+.{d}f}, {:+.{d}f}]".format(*simultaneous(result, x), d=digits)
+    return (
+        *head,
+        told,
+        wide,
+        p_value(x.p_holm),
+        p_value(x.p_equivalence),
+        number(x.detectable, digits),
+        judged(result, x),
+    )
+
+
+def simultaneous(result: PrimaryResult, x: PrimaryContrast) -> tuple[float, float]:
+    """Return the interval of a tested contrast that holds at once for all declared: Bonferroni's, of 1 - alpha / m,
+    which Holm's tests never contradict the wrong way (what it leaves out, they reject).
+    """
+    if x.mean is None or x.hi is None:
+        raise ValueError("simultaneous: the contrast was not tested")
+    alpha = result.declared.alpha
+    wide, own = (stdtrit(x.n - 1, 1 - a / 2) for a in (alpha / len(result.contrasts), alpha))
+    half = float((x.hi - x.mean) * wide / own)
+    return x.mean - half, x.mean + half
 
 
 def judged(result: PrimaryResult, x: PrimaryContrast) -> str:
@@ -53,7 +86,8 @@ def _primary_notes(result: PrimaryResult) -> tuple[str, ...]:
     return (
         f"Declared before the runs: {_declaration(result)}. p (differs): paired t-test of no difference; p "
         f"(equivalent): two one-sided tests of a difference of at least {d.bound:g}; each Holm-corrected over all "
-        f"contrasts declared. The interval is of {1 - d.alpha:.0%}, not corrected.",
+        f"contrasts declared. The interval beside the difference is of {1 - d.alpha:.0%}, not corrected; simultaneous: "
+        "Bonferroni's over all declared.",
         f"detectable: the smallest true difference found with 80 % power at {d.alpha:g} / contrasts, given the seeds "
         "and the spread observed. Everything else is exploratory.",
     )

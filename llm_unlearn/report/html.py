@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from llm_unlearn import __version__
@@ -43,15 +43,11 @@ def write_report(paths: Sequence[Path], out: Path, scenario: str | None = None) 
 
 def render(data: ReportData) -> str:
     """Return the page as text."""
-    env = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_readable
-    )
-    source = resources.files("llm_unlearn.report").joinpath("template.html").read_text(encoding="utf-8")
     c, chosen = data.comparison, pick_run(data.outcomes)
     words = words_of(data.outcomes)
     answers = answer_rows(chosen, words.shown, with_pictures=True) if chosen else []
     updates = plots.updates_to_target(c) if c else None
-    return env.from_string(source).render(
+    return template("template.html").render(
         version=__version__,
         verdict=verdict(data),
         chosen=chosen,
@@ -74,6 +70,16 @@ def render(data: ReportData) -> str:
         configs=data.configs,
         environments=[_environment(e) for e in data.environments],
     )
+
+
+def template(name: str) -> Template:
+    """Return a template of this package: every text escaped, nothing undefined let pass."""
+    source = resources.files("llm_unlearn.report")
+    env = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_readable,
+        loader=FunctionLoader(lambda part: source.joinpath(part).read_text(encoding="utf-8")),
+    )  # fmt: skip
+    return env.get_template(name)
 
 
 def training_grid(runs: Sequence[GrokRun]) -> Grid:

@@ -13,7 +13,10 @@ from llm_unlearn.data.loss_record import LossRecord, read_record
 from llm_unlearn.data.schema import Corpus
 from llm_unlearn.data.splits import Scenario, stored_questions
 from llm_unlearn.grok.facts import times_of_record
-from llm_unlearn.stats import holm, paired_difference
+from llm_unlearn.report.claims import Claim, Judged, judge
+from llm_unlearn.report.grid import Grid, Row
+from llm_unlearn.report.text import DASH, counted
+from llm_unlearn.stats import Interval, holm, paired_difference
 
 METHODS = {"ga": "GA", "graddiff": "GD", "kl": "KL", "idk": "PO", "npo": "NPO", "rmu": "RMU"}
 """Methods of the published table 2, by our name."""
@@ -31,6 +34,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 """Extraction strength of forgotten and kept answers in "Grokked Models are Better Unlearners" (arXiv:2512.03437, table
 2; Phi-1.5 on TOFU, 50 examples): learnt early, learnt late.
 """
+MIN_DRAWS = 3
 WAYS = {"as_published": False, "matched": True}
 
 
@@ -149,27 +153,51 @@ def _line(rows: Sequence[Mapping[str, Any]], measure: str, method: str, size: in
     return line
 
 
-def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+def lines_grid(lines: Sequence[Mapping[str, Any]]) -> Grid:
     """Return the lines as a table `published | ours | difference with interval`."""
-    head = ["extraction strength", "method", "published: early / late", "difference", "ours", "difference [95 %]",
-            "matched pairs", "difference [95 %]"]  # fmt: skip
-    out = [head, ["---"] * len(head)]
+    rows = []
     for line in lines:
         p = line["published"]
-        known = [f"{p[0]:.3f} / {p[1]:.3f}", f"{p[0] - p[1]:+.3f}"] if p else ["-", "-"]
+        known = [f"{p[0]:.3f} / {p[1]:.3f}", f"{p[0] - p[1]:+.3f}"] if p else [DASH, DASH]
         ours = [text for way in WAYS for text in _told(line[way])]
-        out.append(
-            [
-                f"{line['measure']}, {line['size']} examples",
-                METHODS.get(line["method"]) or line["method"],
-                *known,
-                *ours,
-            ]
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in out) + "\n"
+        name = METHODS.get(line["method"]) or line["method"]
+        rows.append(Row((f"{line['measure']}, {line['size']} examples", name, *known, *ours)))
+    head = ("extraction strength", "method", "published: early / late", "difference", "ours", "difference [95 %]",
+            "matched pairs", "difference [95 %]")  # fmt: skip
+    notes = ("The unit is the draw of questions; one start model, so nothing is said of other models.",)
+    return Grid("Learnt early and learnt late", head, tuple(rows), notes)
+
+
+def local_claims(lines: Sequence[Mapping[str, Any]], way: str, size: int = 50) -> list[Judged]:
+    """Return the published claims about local grokking judged on draws made in one way (`WAYS`), a draw's effect first
+    averaged over the methods.
+    """
+    mean = {m: float(np.mean([early - late for early, late in PUBLISHED[m].values()])) for m in PUBLISHED}
+    claims = (
+        Claim("ES of the forgotten is lower", "forget", "value", -1, -mean["forget"], "efficient forgetting"),
+        Claim("ES of the kept is higher", "retain", "value", 1, mean["retain"], "less collateral damage"),
+    )
+    return [_judged(claim, [x for x in lines if x["measure"] == claim.measure and x["size"] == size], way)
+            for claim in claims]  # fmt: skip
+
+
+def _judged(claim: Claim, lines: Sequence[Mapping[str, Any]], way: str) -> Judged:
+    parts = {x["method"]: x[way] for x in lines if len(x[way]["seeds"]) >= MIN_DRAWS}
+    draws = sorted(set.intersection(*(set(part["seeds"]) for part in parts.values()))) if parts else []
+    if len(draws) < MIN_DRAWS:
+        why = f"{counted(len(draws), 'draw')}, {MIN_DRAWS} are needed"
+        return Judged(claim, *LOCAL, None, (), (), "cannot tell", why)
+    sides = [
+        np.mean([[part["values"][i][part["seeds"].index(d)] for d in draws] for part in parts.values()], 0)
+        for i in (0, 1)
+    ]
+    found = paired_difference(*sides)
+    lo, hi = sorted((claim.sign * found.lo, claim.sign * found.hi))
+    effect = Interval(claim.sign * found.mean, lo, hi, found.n)
+    return Judged(claim, *LOCAL, effect, tuple(parts), (), *judge(claim, effect))
 
 
 def _told(way: Mapping[str, Any]) -> list[str]:
     means = [f"{np.mean(values):.3f}" for values in way["values"] if values]
     d = way.get("difference")
-    return [" / ".join(means) or "-", f"{d['mean']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d else "-"]
+    return [" / ".join(means) or DASH, f"{d['mean']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d else DASH]

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_unlearn.eval.compare import ORDER, Comparison
 from llm_unlearn.eval.outcome import Outcome
@@ -43,8 +43,68 @@ MARKERS = {
     "easy": "v", "sam": "X", "spline": "h", "twin": "<",
 }  # fmt: skip
 CURVES = {"train_acc": "train", "held_out_acc": "held", "para_acc": "para"}  # its colour
-WIDTH = 4.6  # inches at 72 units
+WIDTH, WIDE = 4.6, 8.2  # inches at 72 units
 FONT = 10.5
+
+
+class Bar(NamedTuple):
+    """A line of a forest plot: an estimate with its interval, or what there is to say in place of one."""
+
+    label: str
+    mean: float | None
+    lo: float | None
+    hi: float | None
+    role: str
+    said: str = ""
+
+
+def forest(groups: Sequence[tuple[str, Sequence[Bar]]], bound: float, axis: str) -> str:
+    """Return an SVG of differences with their intervals, a heading a group, the band of what counts as none shaded.
+
+    Args:
+        groups: heading -> its lines; a line's `role` is its colour.
+        bound: half the width of the band.
+        axis: what is measured.
+    """
+    n = sum(1 + len(bars) for _, bars in groups)
+    with _figure(1.0 + 0.25 * n, WIDE) as (fig, ax):
+        edges = [abs(v) for _, bars in groups for b in bars for v in (b.lo, b.hi) if v is not None]
+        if edges:
+            ax.axvspan(-bound, bound, color=COLOURS["faint"], alpha=0.45, lw=0)
+            ax.axvline(0, color=COLOURS["ink"], lw=0.9)
+        else:
+            ax.set_xticks([])  # nothing was measured: no number stands on the axis
+        y, ticks = 0, list[tuple[int, str]]()
+        for heading, bars in groups:
+            ticks.append((y, heading))
+            for bar in bars:
+                y += 1
+                ticks.append((y, "\u2003" + bar.label))
+                if bar.mean is None or bar.lo is None or bar.hi is None:
+                    ax.text(0, y, f" {bar.said}", va="center", fontsize=FONT - 1.5, color=COLOURS["para"])
+                    continue
+                ax.plot([bar.lo, bar.hi], [y, y], color=COLOURS[bar.role], lw=2.2, solid_capstyle="round")
+                ax.plot(bar.mean, y, "o", color=COLOURS[bar.role], ms=6)
+            y += 1
+        ax.set_yticks([at for at, _ in ticks], [text for _, text in ticks], ha="left")
+        ax.tick_params(axis="y", length=0, pad=150)
+        ax.set_ylim(y - 0.3, -0.7)
+        most = 1.08 * max([2 * bound, *edges]) or 1.0
+        ax.set_xlim(-most, most)
+        ax.set_xlabel(axis)
+        ax.spines["left"].set_visible(False)
+        return _svg(fig, "forest", f"{axis}: {listed([heading for heading, _ in groups])}")
+
+
+def standalone(svg: str) -> bytes:
+    """Return a figure as a file of its own: light colours, a white page and a font, which the page gives it else."""
+    for role, colour in COLOURS.items():
+        svg = svg.replace(f"var(--{role}, {colour})", colour)
+    box = re.search(r'viewBox="([-\d. ]+)"', svg)
+    _, _, width, height = box[1].split() if box else ("0", "0", "100%", "100%")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+    page = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return (re.sub(r">", lambda m: f">{page}", svg.replace("<svg ", head, 1), count=1) + "\n").encode()
 
 
 def training_curves(runs: Sequence[GrokRun]) -> dict[str, str]:
@@ -208,7 +268,7 @@ def _legend_below(fig: Any, handles: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _figure(height: float):
+def _figure(height: float, width: float = WIDTH):
     """An empty panel in our style. No pyplot: nothing global is touched and no window can open."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -222,7 +282,7 @@ def _figure(height: float):
         "axes.axisbelow": True, "xtick.major.size": 3, "ytick.major.size": 3,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        fig = Figure(figsize=(WIDTH, height), layout="constrained")
+        fig = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(fig)
         yield fig, fig.add_subplot(facecolor="none")
 

@@ -86,3 +86,18 @@ def updates_log_ratio() -> float:
 def variance_log_ratio() -> float:
     """Return log(variance from grok / variance from early) of UA."""
     return 2 * math.log(FORGET_SD["grok"] / FORGET_SD["early"])
+
+
+def probe_pair(architecture: str, line: str, last: int) -> tuple[float, float] | None:
+    """Return the published values of a probe's line before and after grokking, None where there are none.
+
+    Args:
+        architecture: family of nets, as in `PROBES`.
+        line: probe and line, as `PROBES` has them.
+        last: number of the last layer.
+    """
+    texts = {key.format(last=last): text for key, text in PROBES.get(architecture, {}).items()}
+    if line not in texts:
+        return None
+    before, after = map(float, texts[line].split(" -> "))
+    return before, after

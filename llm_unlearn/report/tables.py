@@ -41,9 +41,9 @@ def markdown(comparison: Comparison) -> str:
     return grids_markdown(grids(comparison))
 
 
-def grids_markdown(parts: Sequence[Grid]) -> str:
-    """Return grids as GitHub-flavoured markdown, one below the other."""
-    return "\n\n".join(_markdown(grid) for grid in parts) + "\n"
+def grids_markdown(parts: Sequence[Grid], level: int = 3) -> str:
+    """Return grids as GitHub-flavoured markdown, one below the other, with headings of that level."""
+    return "\n\n".join(_markdown(grid, level) for grid in parts) + "\n"
 
 
 def before_after(outcomes: Sequence[Outcome]) -> Table:
@@ -243,7 +243,7 @@ def _by_section(grid: Grid) -> list[Grid]:
     return [*parts[:-1], replace(parts[-1], notes=grid.notes)]
 
 
-def _markdown(grid: Grid) -> str:
+def _markdown(grid: Grid, level: int) -> str:
     def line(cells: Sequence[str]) -> str:
         # a name of a method is the user's: no cell may end a table or begin a tag
         return (
@@ -262,7 +262,7 @@ def _markdown(grid: Grid) -> str:
         first = f"{mark}{row.cells[0]}{mark}"
         lines.append(line([first, *row.cells[1:], *[""] * (len(grid.columns) - len(row.cells))]))
     title, *notes = (printable(text).replace("<", "&lt;") for text in (grid.title, *grid.notes))
-    return f"### {title}\n\n" + "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
+    return f"{'#' * level} {title}\n\n" + "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
 
 
 def _said(answer: Said | None) -> Text:

@@ -7,13 +7,54 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.config import digest
 from llm_unlearn.eval.outcome import Outcome, find_outcomes
+from llm_unlearn.eval.packed import pack
 from llm_unlearn.files import write_atomic
+from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import Cell
-from llm_unlearn.study.store import Store
+from llm_unlearn.study.store import Store, environment
 from llm_unlearn.study.tune import Choice
 
 MARKS = ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")
+DECIDED = ("start_step", "steps", "kept_step", "stop", "target", "kept_faults")
+"""What is in a digest of an unlearning run besides every metric: no times, no folders."""
+
+
+def study_content(
+    study: StudyConfig, cells: Sequence[Cell], found: Sequence[Choice], left_out: Sequence[str], store: Store
+) -> dict[str, Any]:
+    """Return what the file of results holds of a study that has run, of tuning too: how it was declared, what its
+    cells took and came to, and every outcome.
+
+    Args:
+        study: as it was measured.
+        cells: of tuning and of the study; those without a record do not count.
+        found: what tuning chose.
+        left_out: checkpoints and methods that the study was declared with and is without.
+    """
+    records = [record for cell in cells if (record := store.read(cell))]
+    return {
+        "designs": sorted({str(r["design"]) for r in records if r.get("design")}),
+        "study": study.model_dump(mode="json", exclude={"out", "tuned", "design"}),
+        "left_out": list(left_out),
+        "cost": costs(records),
+        "trainings": [row for r in records if (row := training_row(r))],
+        **failures(records),
+        "tuned": [tuned_row(choice) for choice in found],
+        "digests": {r["label"]: result_digest(r) for r in records if r["status"] == "ok" and r["kind"] == "unlearn"},
+        "outcomes": pack(outcomes_of(cells, store)),
+        "environment": environment(),
+    }
+
+
+def result_digest(record: Mapping[str, Any]) -> str:
+    """Return 16 hex digits of what the record of a finished unlearning cell says but for times and places: the same
+    where every metric, gold's and doing nothing's, is the same to the last bit, which rests on all of their weights.
+    """
+    result = record["result"]
+    run = {key: result["run"][key] for key in DECIDED if key in result["run"]}
+    return digest({"run": run, "metrics": result["metrics"], "relearn": result.get("relearn")})[:16]
 
 
 def outcomes_of(cells: Sequence[Cell], store: Store) -> list[Outcome]:
@@ -23,12 +64,14 @@ def outcomes_of(cells: Sequence[Cell], store: Store) -> list[Outcome]:
 
 
 def training_row(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """When a model memorised and generalised, if the record is of a training that ended."""
+    """When a model memorised and generalised and what it took, if the record is of a training that ended."""
     if record["kind"] != "train" or record["status"] != "ok":
         return None
     report, result = record["result"]["report"], record["result"]
-    marks = {key: report[key] for key in MARKS}
-    return {"run": record["label"], **marks, "steps": result["step"], "cpu_seconds": result["cost"]["cpu_seconds"]}
+    marks, cost = {key: report[key] for key in MARKS}, result["cost"]
+    flops = None if cost.get("flops") is None else cost["flops"] + (cost.get("reference_flops") or 0)
+    spent = {"cpu_seconds": cost["cpu_seconds"], "flops": flops}
+    return {"run": record["label"], **marks, "steps": result["step"], **spent}
 
 
 def tuned_row(choice: Choice) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from llm_unlearn.cli import app
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.packed import unpack
 from llm_unlearn.study.arms import wanted
 from llm_unlearn.study.matrix import plan
+from llm_unlearn.study.reproduce import reproduce
 from llm_unlearn.study.tune import Choice, plan_tuning
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +98,9 @@ def test_once_through_and_again(program, tmp_path):
     assert design.startswith(hashlib.sha256(DESIGN.read_bytes()).hexdigest() + " with seeds=[0, 1, 2] ")
     outcomes = unpack(content["outcomes"])
     assert len(outcomes) == 12
+    assert {(row["seed"], row["checkpoint"]) for row in content["probes"]} == {(s, k) for s in range(3) for k in (
+        "easy", "twin")}  # fmt: skip
+    assert all("alignment, ce: cos(all forget, all retain)" in row["lines"] for row in content["probes"])
     assert all(o.number("kept_at_level") is not None for o in outcomes)
     assert all({"relearn_acc", "neighbour_acc"} <= o.metrics.keys() for o in outcomes)
     assert any("forget_through_acc" in o.metrics for o in outcomes), "a small world may hold out no such question"
@@ -103,3 +109,24 @@ def test_once_through_and_again(program, tmp_path):
     again, _ = program.measure(program.study_config(Namespace(study=str(folder), quick=True, overrides=[])), 1)
     assert {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()} == records, "nothing ran twice"
     assert {**again, "command": content["command"]} == content
+    _reproduced(results / "language_quick.json", tmp_path)
+
+
+def _reproduced(results: Path, tmp_path: Path) -> None:
+    """A cell comes again to the last bit elsewhere, from the file of results alone; a changed digest is noticed."""
+    label = "seed1 author twin npo"
+    found = reproduce(results, label, tmp_path / "elsewhere")
+    assert found.identical, found
+    assert len(list((tmp_path / "elsewhere/cells").iterdir())) == 3, "the cell, its start model and gold, no others"
+    content = json.loads(results.read_text())
+    content["digests"][label] = "0" * 16
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    argv = ["study", "reproduce", str(tmp_path / "other.json"), label, "--out", str(tmp_path / "elsewhere")]
+    told = CliRunner().invoke(app, argv)
+    assert told.exit_code == 1
+    assert f"{label}: not the same (committed {'0' * 16}: {found.found})" in told.stdout
+    with pytest.raises(UserError, match="no finished cell 'seed1 author twin npp'; did you mean"):
+        reproduce(results, "seed1 author twin npp", tmp_path / "elsewhere")
+    (tmp_path / "old.json").write_text(json.dumps({k: v for k, v in content.items() if k != "digests"}))
+    with pytest.raises(UserError, match="holds no digests of cells; run the program that made it again"):
+        reproduce(tmp_path / "old.json", label, tmp_path / "elsewhere")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_unlearn.report.local_grokking import PUBLISHED, compare, markdown, nearest_half
+from llm_unlearn.report.local_grokking import PUBLISHED, compare, lines_grid, nearest_half
+from llm_unlearn.report.tables import grids_markdown
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "local_grokking.py"
 
@@ -80,9 +81,9 @@ def test_differences_are_over_paired_draws():
     assert lines["above_unseen"]["as_published"]["difference"]["mean"] == pytest.approx(-0.7 / 3 + 0.1)
     assert lines["forget"]["published"] == PUBLISHED["forget"]["ga"]
     assert lines["forget"]["matched"] == {"seeds": [], "values": [[], []]}
-    text = markdown(list(lines.values()))
+    text = grids_markdown([lines_grid(list(lines.values()))])
     assert "| forget, 50 examples | GA | 0.344 / 0.518 | -0.174 | 0.400 / 0.633 | -0.233 [" in text
-    assert text.count("\n") == 2 + 3
+    assert text.count("\n| ") == 2 + 3
 
 
 def test_the_rate_that_leaves_half():

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from llm_unlearn.errors import UserError
+from llm_unlearn.report.probe_table import probe_grids
+from llm_unlearn.report.results import ProbeRow
+from llm_unlearn.report.vision_tables import vision_tables
+from llm_unlearn.study import probing
 from llm_unlearn.study.arms import training_of, wanted
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.tune import Choice, plan_tuning, trials_of
@@ -89,7 +93,7 @@ def test_what_tuning_never_reached_is_left_out(program):
 
 
 def test_probes_are_set_as_what_they_stand_beside(program):
-    cnn, resnet = (program.probe_settings(arch) for arch in ("cnn", "resnet8"))
+    cnn, resnet = (program.look_of(arch).settings for arch in ("cnn", "resnet8"))
     assert (cnn.directions, resnet.directions) == (25, 20), "the published ResNet code takes 20"
     assert cnn.loss == resnet.loss == 0.5, "curvature at one loss"
 
@@ -101,18 +105,18 @@ def test_a_model_that_never_has_that_loss_keeps_its_other_probes(program, tmp_pa
         line = {"name": "x", "value": 1.0, "null": None}
         return {"probes": {name: {"lines": [line], "cost": {"cpu_seconds": 1.0}} for name in which}}
 
-    monkeypatch.setenv("LLM_UNLEARN_QUIET", "1")
-    monkeypatch.setattr("llm_unlearn.eval.probes.run.probe_model", probe_model)
-    monkeypatch.setattr("llm_unlearn.models.pretrained.fingerprint", lambda _reference: "f")
-    start = Namespace(corpus=None, request=None)
-    monkeypatch.setattr("llm_unlearn.unlearn.start.open_start", lambda *_given: start)
-    row = program.probe_one(("m", {"kind": "class", "size": 1}, str(tmp_path / "p"), 0, "early", "cnn"))
-    assert set(row["lines"]) == {f"{name}, x" for name in program.PROBES if name != "hessian"}
+    monkeypatch.setattr(probing, "probe_model", probe_model)
+    monkeypatch.setattr(probing, "fingerprint", lambda _reference: "f")
+    monkeypatch.setattr(probing, "open_start", lambda *_given: Namespace(corpus=None, request=None))
+    look, asked = program.look_of("cnn"), {"kind": "class", "size": 1}
+    assert look.optional == ("hessian",)
+    row = probing.probe_one(("m", asked, str(tmp_path / "p"), 0, "early", look))
+    assert set(row["lines"]) == {f"{name}, x" for name in program.PROBES}
 
 
-def test_what_the_published_probes_leave_open_is_told(program):
-    rows = [{"seed": 0, "checkpoint": "fit", "lines": {"alignment, ce: cos(all forget, all retain)": [0.5]}}]
-    (grid,) = program.probe_grids({"arch": "resnet8", "probes": rows}, "grok")
+def test_what_the_published_probes_leave_open_is_told():
+    row = ProbeRow(seed=0, checkpoint="fit", lines={"alignment, ce: cos(all forget, all retain)": [0.5]})
+    (grid,) = probe_grids([row], "resnet8", "grok")
     assert [row.cells[-1] for row in grid.rows] == ["0.999 -> 0.426"]
     assert "one net that is not named" in " ".join(grid.notes)
 
@@ -136,5 +140,4 @@ def test_once_through_and_again(program, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (study / "cells").iterdir()} == records, "nothing ran twice"
     assert again["outcomes"] == content["outcomes"]
     program.write_rows(results / "vision_digits_cnn.json", {**content, **again, "probes": content["probes"]})
-    program.write_tables(results)
-    assert (results / "vision_table1.md").read_text() == page, "tables come from the file alone"
+    assert vision_tables(results) == page, "tables come from the file alone"

@@ -60,7 +60,7 @@ def test_the_commands_are_those_promised():
     assert COMMANDS == sorted(
         [("quickstart",), ("eval",), ("probe",), ("compare",), ("report",), ("plan",), ("doctor",), ("tune",)]
         + [("study",), ("ls",)]
-        + [("study", name) for name in ("plan", "run", "status")]
+        + [("study", name) for name in ("plan", "run", "status", "reproduce", "report")]
         + [("ls", name) for name in LISTS]
     )
 

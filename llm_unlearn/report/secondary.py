@@ -1,0 +1,107 @@
+"""Secondary outcomes of a study: what they were, beside gold's and doing nothing's, and paired differences.
+
+Exploratory: every interval stands on its own, and no test decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llm_unlearn.eval.compare import paired_numbers, summarise
+from llm_unlearn.eval.outcome import KEPT_AT_LEVEL, Outcome
+from llm_unlearn.report.grid import Grid, Row
+from llm_unlearn.report.grids import MIN_SEEDS, reference
+from llm_unlearn.report.text import DASH, number
+from llm_unlearn.stats import Difference, paired_difference
+
+Pairs = Sequence[tuple[str, str]]
+TEXT = {
+    "forget_acc~gold": "distance to gold on forgotten questions (less is better)",
+    "forget_Q_A_Prob~gold": "distance to gold in forget probability (less is better)",
+    "forget_inf_acc": "indirect: held-out questions that need a forgotten fact",
+    "forget_about_acc": "indirect: two hops, the first of them a forgotten fact",
+    "forget_through_acc": "indirect: asked of somebody else, through a forgotten fact",
+    "forget_inverse_acc": "indirect: a forgotten fact asked backwards",
+    "forget_para_acc": "forgotten questions in another wording",
+    "relearn_acc": "relearning: forgotten facts that come back when others are told again",
+    "relearn_prob": "relearning: their probability",
+    "neighbour_acc": "kept facts that point to an author of whom something is forgotten",
+    "retain_inf_acc": "kept two-hop questions",
+    "model_utility": "model utility",
+}
+IMAGES = {
+    "forget_acc~gold": "distance to gold on forgotten images (less is better)",
+    "average_gap": "mean distance to gold in TA, RA and UA (less is better)",
+    "holdout_acc": "indirect: images like the forgotten, never trained on",
+    "bystander_acc": "images of classes nothing is forgotten of",
+    "test_acc": "test images",
+    "mia_loss": "membership by loss, AUC (.5: no more is known of the forgotten)",
+    "mia_rmia": "membership by ratios, AUC",
+}
+
+
+def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pairs) -> Grid | None:
+    """Return every secondary measure of the runs of one request: means by method and checkpoint, in brackets gold's and
+    doing nothing's, and the differences of the pairs; None without any.
+    """
+    wanted: Mapping[str, str] = IMAGES if any("test_acc" in o.metrics for o in outcomes) else TEXT
+    rows: list[Row] = []
+    for measure, words in wanted.items():
+        part = []
+        for method in sorted({o.method for o in outcomes}):
+            cells = [_cell(outcomes, method, kind, measure) for kind in kinds]
+            if any(cell != DASH for cell in cells):
+                told = (_shown(_difference(outcomes, method, pair, measure)) for pair in pairs)
+                part.append(Row((method, *cells, *told)))
+        rows += [Row((words,), "section"), *part] if part else []
+    if not rows:
+        return None
+    notes = (
+        "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by "
+        f"seed [95 % interval, each on its own]; {DASH}: fewer than {MIN_SEEDS} seeds, or a side collapsed in one.",
+    )
+    return Grid("Secondary outcomes", ("method", *kinds, *(f"{a} minus {b}" for a, b in pairs)), tuple(rows), notes)
+
+
+def requests_grid(
+    by_scenario: Mapping[str, Sequence[Outcome]], pairs: Pairs, measure: str = KEPT_AT_LEVEL
+) -> Grid | None:
+    """Return the paired differences of the primary's measure for every request and method; None without any."""
+    rows: list[Row] = []
+    for scenario, outcomes in by_scenario.items():
+        part = []
+        for method in sorted({o.method for o in outcomes}):
+            found = [_difference(outcomes, method, pair, measure) for pair in pairs]
+            if any(found):
+                part.append(Row((method, *(_shown(d) for d in found))))
+        rows += [Row((scenario or "the one request",), "section"), *part] if part else []
+    if not rows:
+        return None
+    notes = (
+        f"Paired by seed [95 % interval, each on its own], exploratory but for the primary's cells; {DASH}: fewer than "
+        f"{MIN_SEEDS} seeds, or a side collapsed in one.",
+    )
+    heads = ("method", *(f"{a} minus {b}" for a, b in pairs))
+    return Grid(f"{measure}: all requests and checkpoints", heads, tuple(rows), notes)
+
+
+def _cell(outcomes: Sequence[Outcome], method: str, kind: str, measure: str) -> str:
+    mine = [o for o in outcomes if (o.method, o.checkpoint) == (method, kind)]
+    s = summarise([o.number(measure) for o in mine])
+    if s.mean is None:
+        return DASH
+    who = ("start",) if "~" in measure else ("gold", "start")
+    beside = [reference(outcomes, kind, measure, name).mean for name in who]
+    return f"{number(s.mean)} ({'; '.join(number(v) for v in beside)})"
+
+
+def _difference(outcomes: Sequence[Outcome], method: str, pair: tuple[str, str], measure: str) -> Difference | None:
+    both, step = paired_numbers(outcomes, method, *pair, measure)
+    if len(both) < MIN_SEEDS:
+        return None
+    a, b = zip(*both.values(), strict=True)
+    return paired_difference(a, b, resolution=step)
+
+
+def _shown(d: Difference | None) -> str:
+    return DASH if d is None else f"{d.mean:+.2f} [{d.lo:+.2f}, {d.hi:+.2f}], n = {d.n}"
