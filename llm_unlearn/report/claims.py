@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -127,7 +127,8 @@ def claims(
 
     Args:
         at_level: whether runs deliver the step at their forget level; of a study with one level for all, what that
-            decides is then not judged. False: they deliver the last of equally many updates, as the published ones.
+            decides is then not judged, and what is kept is less what lies above the level. False: they deliver the last
+            of equally many updates, as the published ones.
     """
     have, common = checkpoints(outcomes), at_level and one_level(outcomes)
     known = {name for o in outcomes for name in o.metrics}
@@ -135,11 +136,20 @@ def claims(
     return [
         _set_by_design(claim, group, baseline)
         if common and claim.measure in SET_BY_A_LEVEL
-        else _judged(claim, outcomes, group, baseline)
+        else _judged(_at_level(claim) if common else claim, outcomes, group, baseline)
         for baseline in baselines
         if {group, baseline} <= set(have)
         for claim in settled
     ]
+
+
+def _at_level(claim: Claim) -> Claim:
+    """Return a claim on what is kept with what was not forgotten counted against it: a run that forgets nothing keeps
+    all.
+    """
+    if claim.kind != "difference":
+        return claim
+    return replace(claim, words=f"{claim.words}, at the forget level", measure=f"{claim.measure}@level")
 
 
 def _set_by_design(claim: Claim, group: str, baseline: str) -> Judged:
@@ -154,7 +164,8 @@ def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
         rows.append(Row((f"{mine[0].group} rather than {baseline}",), "section"))
         for j in mine:
             n = str(j.effect.n) if j.effect else DASH
-            why = j.why + (f"; without {listed(j.left_out)}" if j.left_out and j.effect else "")
+            without = f"without {listed(j.left_out)}" if j.left_out and j.effect else ""
+            why = "; ".join(filter(None, (j.why, without)))
             cells = (shown(j.claim, j.claim.published), interval(j), n, str(len(j.methods)), j.verdict, why)
             rows.append(Row((j.claim.words, *cells)))
     notes = (
@@ -165,6 +176,9 @@ def claims_grid(found: Sequence[Judged], words: str = "") -> Grid:
         "the published effect (or, where none or the opposite was published, lies on the other side of no effect); "
         "cannot tell otherwise. Published: means over the table's methods, against its early-stopped checkpoint.",
     )
+    if any(j.claim.measure.endswith("@level") for j in found):
+        notes = (*notes, "At the forget level: what a run left above it counts one for one against what it kept, since "
+                 "one that forgets nothing keeps all.")  # fmt: skip
     heads = ("published claim", "published", "ours", "seeds", "methods", "verdict", "")
     return Grid("Published claims" + (f": {words}" if words else ""), heads, tuple(rows), notes)
 

@@ -154,7 +154,15 @@ def test_what_one_forget_level_for_all_decides_is_not_judged():
     for words in ("UA after unlearning is lower", "UA comes nearer to gold's", "UA varies less over seeds"):
         assert judged[words].effect is None
         assert "one forget level" in judged[words].why
-    assert judged["TA after unlearning is higher"].verdict == "holds"
+    kept = judged["TA after unlearning is higher, at the forget level"]
+    assert kept.verdict == "holds"
+    left = np.mean([0.0, 0.3, 0.1, 0.4, 0.2]) - np.mean([0.02, 0.0, 0.05, 0.0, 0.0])  # above .5 by early and by grok
+    assert kept.effect is not None
+    assert kept.effect.mean == pytest.approx(np.mean(GROK["test_acc"]) - np.mean(EARLY["test_acc"]) + left)
+    fall = judged["RA falls by less, at the forget level"].effect
+    assert fall is not None
+    assert fall.mean == pytest.approx(left), "kept alike, but early forgot less"
+    assert "keeps all" in claims_grid(list(judged.values())).notes[-1]
     assert next(j for j in claims(own, "grok", ("early",)) if j.claim.words.startswith("UA after")).effect is not None
     assert frontier_limits(runs) == (0.4, 1.0)
     assert frontier_limits(common) == (0.5, 1.0), "nobody was tuned to go further"
