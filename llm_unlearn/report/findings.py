@@ -27,7 +27,7 @@ from llm_unlearn.report.told import designed, told
 TITLE = "Does grokking make forgetting easier?"
 TOPICS = {  # of the paper's -> the claims that may stand for it in the overview, the first that the study leaves open
     "efficient forgetting": ("fewer updates to the forget level",),
-    "less collateral damage": ("RA falls by less",),
+    "less collateral damage": ("RA falls by less, at the forget level", "RA falls by less"),
     "stability": ("UA varies less over seeds", "RA varies less over seeds"),
     "gradient alignment": (LESS_ALIGNED,),
     "complexity": (LESS_COMPLEX,),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from llm_unlearn.report.results import StudyFile, Tuning
 from llm_unlearn.report.text import counted
 
-MOST = 12  # items of a list that are named
+MOST, FEW = 12, 4  # items of a list that are named, and of one within a list
 
 
 def told(file: StudyFile) -> list[str]:
@@ -61,7 +61,12 @@ def infeasible(tuned: Sequence[Tuning]) -> str:
     for row in tuned:
         if row.score and not row.feasible_trials and row.scenario:
             by_method.setdefault(row.method, []).append(f"{row.scenario} {row.checkpoint}")
-    return "; ".join(f"{method} ({', '.join(places)})" for method, places in by_method.items())
+    return "; ".join(f"{method} ({_some(places)})" for method, places in by_method.items())
+
+
+def _some(places: Sequence[str]) -> str:
+    more = len(places) - FEW
+    return ", ".join(places[:FEW]) + (f" and {more} more" if more > 0 else "")
 
 
 def _named(design: str) -> str:

@@ -40,7 +40,7 @@ def study_content(
         "left_out": list(left_out),
         "cost": costs(records),
         "trainings": [row for r in records if (row := training_row(r))],
-        **failures(records),
+        **failures(records, store.folder.parent),
         "tuned": [tuned_row(choice) for choice in found],
         "digests": {r["label"]: result_digest(r) for r in records if r["status"] == "ok" and r["kind"] == "unlearn"},
         "outcomes": pack(outcomes_of(cells, store)),
@@ -95,11 +95,15 @@ def costs(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return out
 
 
-def failures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was never reached, and the last line of every error by cell."""
+def failures(records: Sequence[Mapping[str, Any]], study: Path) -> dict[str, Any]:
+    """What was never reached, and the last line of every error by cell; files are told from the study's folder on."""
+
+    def told(error: str) -> str:
+        return error.strip().splitlines()[-1].replace(f"{study}/", "")
+
     return {
-        "censored": sorted({r["error"] for r in records if r["status"] == "censored"}),
-        "errors": {r["label"]: r["error"].strip().splitlines()[-1] for r in records if r["status"] == "failed"},
+        "censored": sorted({told(r["error"]) for r in records if r["status"] == "censored"}),
+        "errors": {r["label"]: told(r["error"]) for r in records if r["status"] == "failed"},
     }
 
 
