@@ -4,6 +4,7 @@
     python benchmarks/vision.py --jobs 2 --data cifar10 --data-path DIR --seeds 0,1,2
     python benchmarks/vision.py --jobs 2 --arch cnn --arm schedule              # one schedule for all, as published
     python benchmarks/vision.py --jobs 2 --arch cnn --arm published --seeds 0,1,2   # and its optimiser
+    python benchmarks/vision.py --jobs 2 --arch cnn --arm retuned               # the primary, tuned on three seeds
     python benchmarks/vision.py --tables                                        # the tables again from the JSON files
 
 One study per net (recipes/configs/study/vision.yaml, trained as the recipe in recipes/configs/grok that groks this net
@@ -19,6 +20,10 @@ seed of the study never reached is a censored cell. Everything finished is kept:
 updates: the published comparison, whose checkpoints are neither tuned each nor brought to one forget level. `--arm
 published` does that with the published optimiser (momentum .9, weight decay 5e-4, lr .1, cosine) and the usual initial
 weights, where nothing groks: `early`, `fit`, `annealed` (end of training).
+
+`--arm retuned` is the primary contrast again, and `fit_scaled`, with settings tuned on three seeds in place of one. It
+was made after the results of the first had been seen, where settings that came to the level on the one tuning seed did
+so on none of the measured ones (scrub at `grok`).
 """
 
 from __future__ import annotations
@@ -59,6 +64,12 @@ ONE_SCHEDULE = [
 ]
 ARMS: dict[str, list[str]] = {
     "main": [],
+    "retuned": [
+        "grid_scenarios=[half]",
+        "tune.scenarios=[half]",
+        "checkpoints=[fit, fit_scaled, grok, easy]",
+        "methods={ga: {}, neggrad_plus: {}, scrub: {method: {params: {msteps: 10}}}}",
+    ],
     "schedule": [*ONE_SCHEDULE, "checkpoints=[early, fit, fit_scaled, grok, easy]"],
     "published": [
         *ONE_SCHEDULE,
@@ -75,6 +86,8 @@ CURVATURE = ("hessian",)  # of a model that some temperature brings to the loss
 PROBE_ITEMS = 128
 PROBE_LOSS = 0.5
 TUNED_AT = "early"  # in an arm of one schedule
+SCHEDULED = ("schedule", "published")
+TUNE_SEEDS = {"retuned": "100,101,102"}
 
 
 def main() -> None:
@@ -86,7 +99,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--extra-seeds", help="more, for the primary contrast; default those of the config for five "
                         "seeds or more, none for fewer; '' for none")  # fmt: skip
-    parser.add_argument("--tune-seeds", default="100")
+    parser.add_argument("--tune-seeds", help="default 100; 100,101,102 of the arm retuned")
     parser.add_argument("--trials", type=int, default=5, help="settings tried per method and checkpoint")
     parser.add_argument("--methods", default="", help="by comma; default all of the config")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
@@ -136,13 +149,13 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
         *DATA[args.data],
         *ARMS[args.arm],
         f"seeds=[{args.seeds}]",
-        f"tune.seeds=[{args.tune_seeds}]",
+        f"tune.seeds=[{args.tune_seeds or TUNE_SEEDS.get(args.arm, '100')}]",
         f"tune.trials={args.trials}",
         *([f"grok.data.path={args.data_path}"] if args.data_path else []),
         *args.overrides,
     ]
     study = load_config(StudyConfig, CONFIGS / "study/vision.yaml", settings)
-    few = args.arm != "main" or len(seeds) < 5 if extra is None else not extra
+    few = args.arm in SCHEDULED or len(seeds) < 5 if extra is None else not extra
     # the recipe and the options are in the command that results name
     design = " with ".join([sha256_file(CONFIGS / "study/vision.yaml"), *filter(None, [" ".join(args.overrides)])])
     changes: dict[str, Any] = {"extra": () if few else study.extra, "design": design}
@@ -199,7 +212,7 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
 
     log = get_logger("vision")
     store, folder = Store(Path(study.out)), Path(study.out)
-    alone = {"checkpoints": (TUNED_AT,), "extra": ()} if args.arm != "main" else {}
+    alone = {"checkpoints": (TUNED_AT,), "extra": ()} if args.arm in SCHEDULED else {}
     searching = plan_tuning(study.model_copy(update=alone))
     log.info("%s: tuning, %d cells", arch, len(searching))
     tuning = run_missing(folder, searching, args.jobs)
@@ -235,6 +248,7 @@ def for_all(study: Any, found: Sequence[Any]) -> list[Any]:
 def command(args: argparse.Namespace, arch: str) -> str:
     words = ["python benchmarks/vision.py", f"--arch {arch}", f"--data {args.data}", f"--seeds {args.seeds}"]
     words += [f"--arm {args.arm}"] if args.arm != "main" else []
+    words += [f"--tune-seeds {args.tune_seeds}"] if args.tune_seeds else []
     words += ["--data-path DIR"] if args.data_path else []
     words += [f"--extra-seeds '{args.extra_seeds}'"] if args.extra_seeds is not None else []
     words += [f"--methods {args.methods}"] if args.methods else []

@@ -14,12 +14,13 @@ from llm_unlearn.report import plots
 from llm_unlearn.report.answer import state
 from llm_unlearn.report.claims import BY_DESIGN, Judged, claims_grid, interval, shown
 from llm_unlearn.report.costs import paid_back, requests_in_words, training_ratios
+from llm_unlearn.report.design import primary
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.html import template
 from llm_unlearn.report.local_grokking import lines_grid, local_claims
 from llm_unlearn.report.probe_table import LESS_ALIGNED, LESS_ALIKE, LESS_COMPLEX
 from llm_unlearn.report.results import LANGUAGE, VISION, Check, Ratio, Results, read_results
-from llm_unlearn.report.section import Section, Studied, sections, studied
+from llm_unlearn.report.section import Section, Studied, behind, sections, studied
 from llm_unlearn.report.tables import grids_markdown
 from llm_unlearn.report.text import DASH, count, printable
 from llm_unlearn.report.told import designed, told
@@ -234,9 +235,10 @@ def _overview_row(name: str, found: Sequence[Judged], words: Sequence[str]) -> R
 
 
 def _other_arm(s: Studied) -> Section:
-    """A study without a primary of its own: what it says of the published claims."""
+    """Another arm of a study: what it says of the published claims, and of the primary contrast if it has that."""
     text = (*told(s.file), designed(s.file), "All its tables: vision_table1.md beside its file.")
-    return Section(s.file.title, text, grids=(claims_grid(s.claims),) if s.claims else ())
+    grids = [*primary(s.comparison), behind(s)] if s.comparison is not None and s.primary else []
+    return Section(s.file.title, text, grids=(*grids, *([claims_grid(s.claims)] if s.claims else [])))
 
 
 def _picture(main: Sequence[Studied]) -> str:

@@ -33,6 +33,11 @@ VISION = (
         "vision_digits_resnet8.json", "images: digits, resnet8", "python benchmarks/vision.py --jobs 2 --arch resnet8"
     ),
     Expected(
+        "vision_digits_cnn_retuned.json",
+        "images: digits, cnn, the primary contrast tuned on three seeds",
+        "python benchmarks/vision.py --jobs 2 --arch cnn --arm retuned",
+    ),
+    Expected(
         "vision_digits_cnn_schedule.json",
         "images: digits, cnn, one schedule for all checkpoints",
         "python benchmarks/vision.py --jobs 2 --arch cnn --arm schedule",
@@ -64,6 +69,9 @@ PRETRAINED = Expected(
 SIMULATION = Expected(
     "stats_simulation.json", "the statistics on simulated studies", "python benchmarks/stats_simulation.py"
 )
+
+AT_LEVEL = ("main", "retuned")
+"""Arms of a study whose runs deliver the step at their forget level."""
 
 
 class _Part(BaseModel):

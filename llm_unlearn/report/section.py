@@ -18,7 +18,7 @@ from llm_unlearn.report.design import primary, starts
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.paper_table import PAIRS, checkpoints, present
 from llm_unlearn.report.probe_table import predictors, probe_claims, probe_grids
-from llm_unlearn.report.results import StudyFile
+from llm_unlearn.report.results import AT_LEVEL, StudyFile
 from llm_unlearn.report.secondary import requests_grid, secondary_grid
 from llm_unlearn.report.told import designed, told
 
@@ -61,7 +61,7 @@ def studied(file: StudyFile) -> Studied:
     """Judge a study: the primary's answer, and every published claim about runs and probes."""
     runs, c = file.of(file.scenario), file.content
     comparison = compare(runs) if runs else None
-    late, at_level = ("annealed" if c.arm == "published" else "grok"), c.arm == "main"
+    late, at_level = ("annealed" if c.arm == "published" else "grok"), c.arm in AT_LEVEL
     judged = [*claims(runs, late, BASELINES, at_level), *probe_claims(c.probes, c.arch, late)] if runs else []
     decided = answer(None if comparison is None else comparison.primary)
     return Studied(file, comparison, decided, tuple(judged))

@@ -12,13 +12,18 @@ from llm_unlearn.report.grid import Grid
 from llm_unlearn.report.paper import paper
 from llm_unlearn.report.paper_table import by_place, checkpoints, differences
 from llm_unlearn.report.probe_table import probe_grids
-from llm_unlearn.report.results import StudyFile, vision_files
+from llm_unlearn.report.results import AT_LEVEL, StudyFile, vision_files
 from llm_unlearn.report.tables import grids_markdown
 from llm_unlearn.report.told import told
 
-LATE = {"main": "grok", "schedule": "grok", "published": "annealed"}
+LATE = {"main": "grok", "retuned": "grok", "schedule": "grok", "published": "annealed"}
 """Arm -> the checkpoint that stands for the late one."""
-WORDS = {"main": "", "schedule": "one schedule for all: ", "published": "one schedule, published optimiser: "}
+WORDS = {
+    "main": "",
+    "retuned": "the primary contrast tuned on three seeds, after the results above had been seen: ",
+    "schedule": "one schedule for all: ",
+    "published": "one schedule, published optimiser: ",
+}
 HEAD = """# Forgetting images, before and after grokking
 
 Made by `python benchmarks/vision.py --tables` from the JSON files beside it. Seeds are the unit of every interval; the
@@ -47,7 +52,7 @@ def _section(data: str, arm: str, files: Sequence[StudyFile]) -> str:
             comparison = compare(mine)
             grids += [*primary(comparison), *starts(comparison, checkpoints(mine))]
         grids += probe_grids(f.content.probes, f.content.arch, LATE[arm])
-    if arm == "main":
+    if arm in AT_LEVEL:
         return "\n".join([*lines, grids_markdown(grids + paper(outcomes))])
     late, others = LATE[arm], ("early", "fit", "fit_scaled", "easy")
     grids += [grid for grid in paper(outcomes) if grid.title.startswith("Table 1")]

@@ -79,6 +79,18 @@ def test_the_published_optimiser_has_early_and_annealed_checkpoints(program):
     assert {w.scenario for w in wanted(study)} == {"half"}
 
 
+def test_the_retuned_arm_is_the_primary_with_three_seeds_of_tuning(program):
+    study, main = (program.study_config(arguments(arm=arm, tune_seeds=None), "cnn") for arm in ("retuned", "main"))
+    assert study.primary == main.primary
+    assert {name: study.methods[name] for name in study.primary.methods} == dict(study.methods)
+    cells = wanted(study)
+    assert {w.seed for w in cells} == set(range(10))
+    assert {w.scenario for w in cells} == {"half"}
+    trials = [c.spec for c in plan_tuning(study) if c.kind == "tune"]
+    assert {(t["seed"], t["scenario"]) for t in trials} == {(seed, "half") for seed in (100, 101, 102)}
+    assert {c.spec["seed"] for c in plan_tuning(main) if c.kind == "tune"} == {100}
+
+
 def test_what_tuning_never_reached_is_left_out(program):
     study = program.study_config(arguments(), "cnn")
     lacking = {("half", "fit", "ssd"), *((s, "post", m) for s in ("", "half") for m in study.methods)}
