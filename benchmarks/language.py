@@ -1,6 +1,6 @@
 """Does grokking make forgetting easier, in language? The whole study of recipes/configs/study/language.yaml.
 
-    python benchmarks/language.py --jobs 2             # about 9 CPU-hours: 18 + 110 trainings, 594 trials, 540 runs
+    python benchmarks/language.py --jobs 2             # about 12 CPU-hours: 54 + 110 trainings, 1,782 trials, 540 runs
     python benchmarks/language.py --quick              # toy: 12 authors, 2 methods, 3 seeds; a minute, says nothing
 
 Steps: tune (every method at every checkpoint and scenario it is measured at, on a seed of its own), the study with what
