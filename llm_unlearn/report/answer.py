@@ -10,7 +10,7 @@ A contrast (a method, grokked minus another checkpoint), after Holm's correction
 A hypothesis ("grokked keeps more than X") over the methods declared:
 
     holds        more than half of them say more, and none same or less
-    does not     more than half say same or less, and none more
+    does not hold  more than half say same or less, and none more
     cannot tell  otherwise, and where the contrasts were not judged
     not run      no run of any of them, or not declared
 
@@ -30,7 +30,7 @@ from llm_unlearn.report.design import digits_for
 from llm_unlearn.report.text import listed
 
 State = Literal["more", "less", "same", "cannot tell"]
-Verdict = Literal["holds", "does not", "cannot tell", "not run"]
+Verdict = Literal["holds", "does not hold", "cannot tell", "not run"]
 OTHERS = {"fit": "one that only memorised", "easy": "one that generalised without delay"}
 H1, H2 = ("grok", "fit"), ("grok", "easy")
 
@@ -40,21 +40,21 @@ _HALF = "A grokked model forgets more easily than one that only memorised; wheth
 _UNCLEAR = "Whether grokking makes forgetting easier cannot be told"
 ANSWERS: dict[tuple[Verdict, Verdict], tuple[Verdict, str]] = {
     ("holds", "holds"): ("holds", "Grokking makes forgetting easier"),
-    ("holds", "does not"): ("does not", _GENERALISING),
+    ("holds", "does not hold"): ("does not hold", _GENERALISING),
     ("holds", "cannot tell"): ("cannot tell", f"{_HALF} or to generalising cannot be told"),
     ("holds", "not run"): ("cannot tell", f"{_HALF} or to generalising was not run"),
-    ("does not", "holds"): (
+    ("does not hold", "holds"): (
         "cannot tell",
         "A grokked model forgets more easily than one that generalised without delay, and not more easily than one "
         "that only memorised",
     ),
-    ("does not", "does not"): ("does not", _NEITHER),
-    ("does not", "cannot tell"): (
+    ("does not hold", "does not hold"): ("does not hold", _NEITHER),
+    ("does not hold", "cannot tell"): (
         "cannot tell",
         "A grokked model forgets no more easily than one that only memorised; beside one that generalised without "
         "delay it cannot be told",
     ),
-    ("does not", "not run"): (
+    ("does not hold", "not run"): (
         "cannot tell",
         "A grokked model forgets no more easily than one that only memorised; the other comparison was not run",
     ),
@@ -63,7 +63,7 @@ ANSWERS: dict[tuple[Verdict, Verdict], tuple[Verdict, str]] = {
         "A grokked model forgets more easily than one that generalised without delay; beside one that only memorised "
         "it cannot be told",
     ),
-    ("cannot tell", "does not"): (
+    ("cannot tell", "does not hold"): (
         "cannot tell",
         "A grokked model forgets no more easily than one that generalised without delay; beside one that only "
         "memorised it cannot be told",
@@ -74,7 +74,7 @@ ANSWERS: dict[tuple[Verdict, Verdict], tuple[Verdict, str]] = {
         "cannot tell",
         "A grokked model forgets more easily than one that generalised without delay; the other comparison was not run",
     ),
-    ("not run", "does not"): (
+    ("not run", "does not hold"): (
         "cannot tell",
         "A grokked model forgets no more easily than one that generalised without delay; the other comparison was not "
         "run",
@@ -122,7 +122,7 @@ def verdict_over(states: Sequence[State]) -> Verdict:
         return "not run"
     if 2 * more > len(states) and not other:
         return "holds"
-    return "does not" if 2 * other > len(states) and not more else "cannot tell"
+    return "does not hold" if 2 * other > len(states) and not more else "cannot tell"
 
 
 def answer(result: PrimaryResult | None) -> Answer:
@@ -136,15 +136,10 @@ def answer(result: PrimaryResult | None) -> Answer:
     return Answer(verdict, words, tuple(found.values()))
 
 
-def said_of(verdict: Verdict) -> str:
-    """Return a verdict as it stands in a sentence."""
-    return "does not hold" if verdict == "does not" else verdict
-
-
 def in_words(h: Hypothesis, bound: float) -> str:
     """Return what came of a hypothesis with its numbers, in one clause."""
     other = OTHERS.get(h.baseline, h.baseline)
-    head = f"keeps more than {other} (`{h.group}` minus `{h.baseline}`): {said_of(h.verdict)}"
+    head = f"keeps more than {other} (`{h.group}` minus `{h.baseline}`): {h.verdict}"
     if not h.contrasts:
         return head
     digits = digits_for(bound)

@@ -10,7 +10,7 @@ from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.predictors import Cell
 from llm_unlearn.eval.primary import PrimaryResult
 from llm_unlearn.report import plots
-from llm_unlearn.report.answer import Answer, answer, in_words, said_of
+from llm_unlearn.report.answer import Answer, answer, in_words
 from llm_unlearn.report.claims import BASELINES, Judged, claims, claims_grid
 from llm_unlearn.report.costs import break_even_grid, training_grid
 from llm_unlearn.report.course import frontier_grid, spread_grid, times_grid
@@ -120,7 +120,7 @@ def _answered(s: Studied) -> list[str]:
     """The answer by rule, with what came of each hypothesis."""
     bound = s.primary.declared.bound if s.primary else 1.0
     parts = [f"A grokked model {in_words(h, bound)}." for h in s.answer.hypotheses]
-    return [f"**{s.answer.words}.** Grokking makes forgetting easier: {said_of(s.answer.verdict)}.", *parts]
+    return [f"**{s.answer.words}.** Grokking makes forgetting easier: {s.answer.verdict}.", *parts]
 
 
 def _methods(s: Studied) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ NUMBERS = {  # state -> mean, p of no difference, p of at least the bound
     "same": (0.01, 0.4, 0.01),
     "cannot tell": (0.04, 0.2, 0.3),
 }
-VERDICTS = ("holds", "does not", "cannot tell", "not run")
-STATES = {"holds": "more", "does not": "same", "cannot tell": "cannot tell"}
+VERDICTS = ("holds", "does not hold", "cannot tell", "not run")
+STATES = {"holds": "more", "does not hold": "same", "cannot tell": "cannot tell"}
 
 
 def contrast(kind: str, method: str = "ga", baseline: str = "fit", of: int = 10, **changes) -> PrimaryContrast:
@@ -66,15 +66,15 @@ def test_what_could_not_be_tested_cannot_be_told():
         (("more", "more", "same"), "cannot tell"),
         (("more", "more", "less"), "cannot tell"),
         (("more", "same", "less"), "cannot tell"),
-        (("same", "same", "same"), "does not"),
-        (("same", "less", "cannot tell"), "does not"),
-        (("less", "less", "less"), "does not"),
+        (("same", "same", "same"), "does not hold"),
+        (("same", "less", "cannot tell"), "does not hold"),
+        (("less", "less", "less"), "does not hold"),
         (("same", "cannot tell", "cannot tell"), "cannot tell"),
         (("same", "same", "more"), "cannot tell"),
         (("cannot tell", "cannot tell", "cannot tell"), "cannot tell"),
         (("more", "cannot tell"), "cannot tell"),
         (("more",), "holds"),
-        (("less",), "does not"),
+        (("less",), "does not hold"),
     ],
 )
 def test_every_verdict_over_methods(states, verdict):
@@ -83,19 +83,19 @@ def test_every_verdict_over_methods(states, verdict):
 
 EXPECTED = {  # H1 (beside fit), H2 (beside easy) -> verdict on "grokking makes forgetting easier", words it has to say
     ("holds", "holds"): ("holds", "Grokking makes forgetting easier"),
-    ("holds", "does not"): ("does not", "generalising does, however it came about"),
+    ("holds", "does not hold"): ("does not hold", "generalising does, however it came about"),
     ("holds", "cannot tell"): ("cannot tell", "more easily than one that only memorised; whether"),
     ("holds", "not run"): ("cannot tell", "was not run"),
-    ("does not", "holds"): ("cannot tell", "not more easily than one that only memorised"),
-    ("does not", "does not"): ("does not", "Grokking does not make forgetting easier"),
-    ("does not", "cannot tell"): ("cannot tell", "no more easily than one that only memorised; beside"),
-    ("does not", "not run"): ("cannot tell", "was not run"),
+    ("does not hold", "holds"): ("cannot tell", "not more easily than one that only memorised"),
+    ("does not hold", "does not hold"): ("does not hold", "Grokking does not make forgetting easier"),
+    ("does not hold", "cannot tell"): ("cannot tell", "no more easily than one that only memorised; beside"),
+    ("does not hold", "not run"): ("cannot tell", "was not run"),
     ("cannot tell", "holds"): ("cannot tell", "beside one that only memorised it cannot be told"),
-    ("cannot tell", "does not"): ("cannot tell", "beside one that only memorised it cannot be told"),
+    ("cannot tell", "does not hold"): ("cannot tell", "beside one that only memorised it cannot be told"),
     ("cannot tell", "cannot tell"): ("cannot tell", "Whether grokking makes forgetting easier cannot be told"),
     ("cannot tell", "not run"): ("cannot tell", "one of the two comparisons was not run"),
     ("not run", "holds"): ("cannot tell", "was not run"),
-    ("not run", "does not"): ("cannot tell", "was not run"),
+    ("not run", "does not hold"): ("cannot tell", "was not run"),
     ("not run", "cannot tell"): ("cannot tell", "one of the two comparisons was not run"),
     ("not run", "not run"): ("not run", "Not run"),
 }
