@@ -9,10 +9,10 @@ A contrast (a method, grokked minus another checkpoint), after Holm's correction
 
 A hypothesis ("grokked keeps more than X") over the methods declared:
 
-    holds        more than half of them say more, and none same or less
+    holds          more than half of them say more, and none same or less
     does not hold  more than half say same or less, and none more
-    cannot tell  otherwise, and where the contrasts were not judged
-    not run      no run of any of them, or not declared
+    cannot tell    otherwise, and where the contrasts were not judged
+    not run        no run of any of them, or not declared
 
 The answer, of H1 (more than `fit`: memorised, not generalised) and H2 (more than `easy`: generalises without delay), is
 the table `ANSWERS`: grokking helps where both hold; where H1 holds and H2 does not, generalising helps, however it came
