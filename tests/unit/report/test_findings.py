@@ -310,3 +310,10 @@ def test_the_committed_page_is_of_the_committed_results(tmp_path):
     assert (tmp_path / "findings.md").read_text() == (ROOT / "docs/findings.md").read_text(), (
         "results changed: run llm-unlearn study report"
     )
+
+
+def test_the_readme_opens_with_the_answer():
+    opening = (ROOT / "README.md").read_text().partition("\n## ")[0]
+    for sentence in findings(read_results(RESULTS)).answer:
+        assert printable(sentence) in opening, "results changed: copy the answer of docs/findings.md"
+    assert "(docs/findings/answer.svg)" in opening
