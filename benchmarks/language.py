@@ -49,6 +49,7 @@ QUICK = (  # trainings too short to memorise anything: `fit` is never reached, a
     "extra=[{seeds: [0], checkpoints: [fit], methods: [npo]}]",
     "primary.methods=[graddiff, npo]",
     "primary.contrasts=[[easy, twin]]",
+    "tune.seeds=[100]",
     "tune.trials=2",
     "tune.lrs=[1e-4, 1e-3]",
     "relearn={facts: 2, updates: 4, every: 2}",

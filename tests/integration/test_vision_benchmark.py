@@ -36,7 +36,7 @@ def program():
 
 def arguments(**changes) -> Namespace:
     values = {"data": "digits", "data_path": None, "arm": "main", "seeds": "0,1,2,3,4", "extra_seeds": None,
-              "tune_seeds": "100", "trials": 5, "methods": "", "probe_seeds": 0, "study": "s/{data}-{arch}", "jobs": 1,
+              "tune_seeds": None, "trials": 5, "methods": "", "probe_seeds": 0, "study": "s/{data}-{arch}", "jobs": 1,
               "overrides": []}  # fmt: skip
     return Namespace(**{**values, **changes})
 
@@ -80,7 +80,7 @@ def test_the_published_optimiser_has_early_and_annealed_checkpoints(program):
 
 
 def test_the_retuned_arm_is_the_primary_with_three_seeds_of_tuning(program):
-    study, main = (program.study_config(arguments(arm=arm, tune_seeds=None), "cnn") for arm in ("retuned", "main"))
+    study, main = (program.study_config(arguments(arm=arm), "cnn") for arm in ("retuned", "main"))
     assert study.primary == main.primary
     assert {name: study.methods[name] for name in study.primary.methods} == dict(study.methods)
     cells = wanted(study)

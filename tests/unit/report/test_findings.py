@@ -23,6 +23,7 @@ from llm_unlearn.report.probe_table import probe_claims, probe_grids
 from llm_unlearn.report.results import LANGUAGE, LOCAL, PRETRAINED, SIMULATION, VISION, read_results
 from llm_unlearn.report.secondary import requests_grid, secondary_grid
 from llm_unlearn.report.section import behind, studied
+from llm_unlearn.report.text import printable
 from llm_unlearn.report.told import departures
 from tests.unit.report import findings_data as made
 
