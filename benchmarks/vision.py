@@ -68,7 +68,6 @@ ARMS: dict[str, list[str]] = {
         "grid_scenarios=[half]",
         "tune.scenarios=[half]",
         "checkpoints=[fit, fit_scaled, grok, easy]",
-        "methods={ga: {}, neggrad_plus: {}, scrub: {method: {params: {msteps: 10}}}}",
     ],
     "schedule": [*ONE_SCHEDULE, "checkpoints=[early, fit, fit_scaled, grok, easy]"],
     "published": [
@@ -88,6 +87,7 @@ PROBE_LOSS = 0.5
 TUNED_AT = "early"  # in an arm of one schedule
 SCHEDULED = ("schedule", "published")
 TUNE_SEEDS = {"retuned": "100,101,102"}
+METHODS = {"retuned": "ga,neggrad_plus,scrub"}
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def main() -> None:
                         "seeds or more, none for fewer; '' for none")  # fmt: skip
     parser.add_argument("--tune-seeds", help="default 100; 100,101,102 of the arm retuned")
     parser.add_argument("--trials", type=int, default=5, help="settings tried per method and checkpoint")
-    parser.add_argument("--methods", default="", help="by comma; default all of the config")
+    parser.add_argument("--methods", default="", help="by comma; default all; of the arm retuned the primary's")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
     parser.add_argument("--study", default="studies/vision-{data}-{arch}", help="folder of runs and records")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
@@ -162,8 +162,8 @@ def study_config(args: argparse.Namespace, arch: str) -> Any:
     if extra:
         own = tuple(int(seed) for seed in extra.split(","))
         changes["extra"] = tuple(part.model_copy(update={"seeds": own}) for part in study.extra)
-    if args.methods:
-        names = [name.strip() for name in args.methods.split(",")]
+    if chosen := args.methods or METHODS.get(args.arm):
+        names = [name.strip() for name in chosen.split(",")]
         changes["methods"] = {name: study.methods.get(name, {}) for name in names}
     return decidable(study.model_copy(update=changes))
 

@@ -240,6 +240,7 @@ def _effect(claim: Claim, sides_NM2: np.ndarray, resolution: float) -> Interval:
 
 
 def shown(claim: Claim, effect: float | None) -> str:
+    """Return an effect as tables have it: percentage points, a value's own unit, or a ratio to the other side's."""
     if effect is None:
         return DASH
     if claim.kind == "value":
@@ -248,6 +249,7 @@ def shown(claim: Claim, effect: float | None) -> str:
 
 
 def interval(j: Judged) -> str:
+    """Return the mean effect with its 95 % interval, as `shown`; a dash where there is none."""
     if j.effect is None:
         return DASH
     ends = [shown(j.claim, value).removeprefix("x ") for value in (j.effect.lo, j.effect.hi)]
