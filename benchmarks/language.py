@@ -1,6 +1,7 @@
 """Does grokking make forgetting easier, in language? The whole study of recipes/configs/study/language.yaml.
 
     python benchmarks/language.py --jobs 2             # about 12 CPU-hours: 54 + 110 trainings, 1,782 trials, 540 runs
+    python benchmarks/language.py --jobs 2 --primary   # the primary contrast's cells first: about a third of the time
     python benchmarks/language.py --quick              # toy: 12 authors, 2 methods, 3 seeds; a minute, says nothing
 
 Steps: tune (every method at every checkpoint and scenario it is measured at, on a seed of its own), the study with what
@@ -25,9 +26,10 @@ from llm_unlearn.eval.packed import unpack
 from llm_unlearn.eval.primary import PrimaryContrast
 from llm_unlearn.eval.probes.table import Settings
 from llm_unlearn.log import get_logger, setup
+from llm_unlearn.study.arms import Wanted, wanted
 from llm_unlearn.study.collect import study_content, write_rows
 from llm_unlearn.study.config import Extra, StudyConfig, load_study
-from llm_unlearn.study.matrix import plan
+from llm_unlearn.study.matrix import Cell, plan, with_trainings
 from llm_unlearn.study.probing import Look, probe_starts
 from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
@@ -65,6 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="toy size: does it run?")
+    parser.add_argument(
+        "--primary", action="store_true", help="tune and run what the primary contrast rests on, no more"
+    )
     parser.add_argument("--study", help="folder of runs and records; default studies/language, quick: -quick")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
@@ -75,9 +80,9 @@ def main() -> None:
     def run() -> None:
         study = study_config(args)
         path = args.results / f"language{'_quick' if args.quick else ''}.json"
-        content, contrasts = measure(study, args.jobs, args.probe_seeds)
-        content["command"] = " ".join(["python benchmarks/language.py", *(["--quick"] if args.quick else []),
-                                       *(f"'{text}'" for text in args.overrides)])  # fmt: skip
+        content, contrasts = measure(study, args.jobs, args.probe_seeds, args.primary)
+        flags = [flag for flag, given in (("--quick", args.quick), ("--primary", args.primary)) if given]
+        content["command"] = " ".join(["python benchmarks/language.py", *flags, *(f"'{o}'" for o in args.overrides)])
         write_rows(path, content)
         print("\n".join([*map(told, contrasts), f"{path}: {path.stat().st_size / 1e6:.2f} MB"]))
 
@@ -90,19 +95,29 @@ def study_config(args: argparse.Namespace) -> StudyConfig:
     return load_study(CONFIG, [f"out={out}", *(QUICK if args.quick else ()), *args.overrides])
 
 
-def measure(study: StudyConfig, jobs: int, probe_seeds: int = 5) -> tuple[dict[str, Any], Sequence[PrimaryContrast]]:
+def measure(
+    study: StudyConfig, jobs: int, probe_seeds: int = 5, primary_only: bool = False
+) -> tuple[dict[str, Any], Sequence[PrimaryContrast]]:
     """Tune and run; return what the file of results holds, and what came of the primary contrast."""
     log = get_logger("language")
     folder = Path(study.out)
     store, searching = Store(folder), plan_tuning(study)
+    only = primary_cells(study) if primary_only else None
+    asked = {(w.scenario, w.checkpoint, w.method) for w in only or ()}
+    if only is not None:
+        searching = with_trainings(searching, [cell for cell in searching if _place(cell) in asked])
     log.info("tuning: %d cells", len(searching))
     tuning = run_missing(folder, searching, jobs)
     found = choices(study, searching, store)
+    if only is not None:  # of the others nothing was tried, which is not that nothing was found
+        found = [c for c in found if (c.scenario or next(iter(only)).scenario, c.checkpoint, c.method) in asked]
     write_tuned(folder / "tuned.yaml", study, found)
     measured, left_out = with_settings(study, found, folder / "tuned.yaml")
-    cells = plan(measured)
+    cells = plan(measured, only)
     log.info("measuring: %d cells; no settings for %s", len(cells), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, jobs)
+    if rest := len(wanted(measured)) - sum(cell.kind == "unlearn" for cell in cells):
+        ended["not run yet"] = rest
     content = study_content(measured, [*searching, *cells], found, left_out, store)
     outcomes = unpack(content["outcomes"])
     judged = primary_of(outcomes)
@@ -116,6 +131,18 @@ def measure(study: StudyConfig, jobs: int, probe_seeds: int = 5) -> tuple[dict[s
         "probes": probe_starts(measured, outcomes, LOOK, measured.seeds[:probe_seeds], jobs),
     }
     return content, contrasts
+
+
+def primary_cells(study: StudyConfig) -> set[Wanted]:
+    """Return what the primary contrast reads. Raises UserError if there is none."""
+    if (p := study.primary) is None:
+        raise UserError("--primary: the study declares no primary contrast; leave it out")
+    kinds = {kind for pair in p.contrasts for kind in pair}
+    return {w for w in wanted(study) if w.scenario == p.scenario and w.checkpoint in kinds and w.method in p.methods}
+
+
+def _place(cell: Cell) -> tuple[str, str, str] | None:
+    return None if cell.kind == "train" else (cell.spec["scenario"], cell.spec["checkpoint"], cell.spec["method"])
 
 
 def with_settings(study: StudyConfig, found: Sequence[Choice], path: Path) -> tuple[StudyConfig, list[str]]:

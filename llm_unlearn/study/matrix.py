@@ -57,10 +57,14 @@ class Cell:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plan(config: StudyConfig) -> list[Cell]:
+def plan(config: StudyConfig, only: Collection[Wanted] | None = None) -> list[Cell]:
     """Return a study's cells in a fixed order, training first. Raises UserError for an unknown world preset, model
     size, checkpoint, method, knob or suite, what is listed twice, a name that cannot be a folder's, controls, extra
     cells and a primary contrast that cannot be, and a `tuned` file that does not fit.
+
+    Args:
+        only: of what the study measures these alone, and the trainings they wait for: the same cells as in the whole
+            plan. The `tuned` file need not have settings for the others. None: all.
     """
     suite = load_suite(config.suite)
     check_study(config)
@@ -75,8 +79,16 @@ def plan(config: StudyConfig) -> list[Cell]:
             config, suite, place_of(config, w, trained[w.seed, arm_of(config, w.checkpoint)]), w.method, tuned, told
         )
         for w in wanted(config)
+        if only is None or w in only
     ]
-    return [*(cell for model, golds in trained.values() for cell in (model, *golds.values())), *unlearning]
+    cells = [*(cell for model, golds in trained.values() for cell in (model, *golds.values())), *unlearning]
+    return cells if only is None else with_trainings(cells, unlearning)
+
+
+def with_trainings(cells: Sequence[Cell], chosen: Collection[Cell]) -> list[Cell]:
+    """Return those chosen and what they wait for, in the order of all `cells`."""
+    ids = {name for cell in chosen for name in (cell.id, *cell.after)}
+    return [cell for cell in cells if cell.id in ids]
 
 
 def place_of(config: StudyConfig, w: Wanted, trained: tuple[Cell, Mapping[str, Cell]]) -> Place:

@@ -26,6 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM, DESIGN = ROOT / "benchmarks" / "language.py", ROOT / "recipes/configs/study/language.yaml"
 
 
+ENTRY = {"settings": {"optim": {"lr": 1e-3}}, "feasible": True, "shortfall": 0.0, "damage": 0.0, "trials": 1}
+
+
+def run_program(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def program():
     spec = importlib.util.spec_from_file_location("language_program", PROGRAM)
@@ -84,11 +93,32 @@ def test_what_tuning_never_reached_is_left_out(program, study):
         program.with_settings(study, found(*{(w.checkpoint, w.method) for w in wanted(study)}), Path("t.yaml"))
 
 
+def test_the_primary_alone_plans_the_same_cells_as_the_whole(program, study, tmp_path):
+    only = program.primary_cells(study)
+    assert len(only) == 90, "3 methods x 3 checkpoints x 10 seeds"
+    whole = {cell.id: cell.label for cell in plan(study)}
+    first = plan(study, only)
+    assert {cell.id: cell.label for cell in first}.items() <= whole.items()
+    assert Counter(cell.kind for cell in first) == {"train": 40, "unlearn": 90}
+    settings = {kind: dict.fromkeys(study.primary.methods, ENTRY) for kind in ("fit", "grok", "easy")}
+    tuned = {"seeds": [100], "scenarios": ["author"], "updates": 9, "checkpoints": {}, "by_scenario": {
+        "author": settings}}  # fmt: skip
+    (tmp_path / "tuned.yaml").write_text(json.dumps(tuned))
+    partly = study.model_copy(update={"tuned": str(tmp_path / "tuned.yaml")})
+    assert sum(cell.kind == "unlearn" for cell in plan(partly, only)) == 90
+    with pytest.raises(UserError, match="has no checkpoint|has no settings"):
+        plan(partly)
+
+
 def test_once_through_and_again(program, tmp_path):
     folder, results = tmp_path / "study", tmp_path / "results"
     argv = ["--quick", "--study", str(folder), "--results", str(results), "--jobs", "2"]
-    done = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_program([*argv, "--primary"])
+    content = json.loads((results / "language_quick.json").read_text())
+    assert content["cells"] == {"tuning": {"ok": 12}, "measured": {"ok": 24, "not run yet": 1}}
+    assert content["left_out"] == []
+    assert content["command"] == "python benchmarks/language.py --quick --primary"
+    done = run_program(argv)
     assert "primary: graddiff, easy minus twin: " in done.stdout
     content = json.loads((results / "language_quick.json").read_text())
     assert content["cells"]["measured"] == {"ok": 24}
