@@ -129,6 +129,7 @@ def reproduce_command(
     cell: Annotated[str, typer.Argument(help="Label of one of its cells, as study plan shows them.")],
     out: Annotated[Path, typer.Option(help="Folder to run it in.")] = Path("studies/reproduced"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+    data_path: Annotated[str | None, typer.Option(help="Where data that was given as files lies here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run one cell of a committed study again, with the trainings it needs; exit 1 unless every number is the same to
@@ -137,7 +138,7 @@ def reproduce_command(
     start_logging()
     from llm_unlearn.study.reproduce import reproduce
 
-    found = reproduce(results, cell, out, jobs)
+    found = reproduce(results, cell, out, jobs, data_path)
     if as_json:
         print_json({**vars(found), "identical": found.identical})
     elif found.identical:

@@ -17,6 +17,8 @@ from llm_unlearn.study.store import Store, environment
 from llm_unlearn.study.tune import Choice
 
 MARKS = ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")
+ELSEWHERE = "DIR"
+"""Stands in a file of results for where given data lies on the machine that made it."""
 DECIDED = ("start_step", "steps", "kept_step", "stop", "target", "kept_faults")
 """What is in a digest of an unlearning run besides every metric: no times, no folders."""
 
@@ -36,7 +38,7 @@ def study_content(
     records = [record for cell in cells if (record := store.read(cell))]
     return {
         "designs": sorted({str(r["design"]) for r in records if r.get("design")}),
-        "study": study.model_dump(mode="json", exclude={"out", "tuned", "design"}),
+        "study": declared(study),
         "left_out": list(left_out),
         "cost": costs(records),
         "trainings": [row for r in records if (row := training_row(r))],
@@ -46,6 +48,14 @@ def study_content(
         "outcomes": pack(outcomes_of(cells, store)),
         "environment": environment(),
     }
+
+
+def declared(study: StudyConfig) -> dict[str, Any]:
+    """Return a study as plain values, without what is of this machine: its folders, and where given data lies."""
+    values = study.model_dump(mode="json", exclude={"out", "tuned", "design"})
+    if (data := values["grok"]["data"])["path"] is not None:
+        data["path"] = ELSEWHERE
+    return values
 
 
 def result_digest(record: Mapping[str, Any]) -> str:

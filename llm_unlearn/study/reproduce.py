@@ -12,7 +12,7 @@ from typing import Any
 from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_json
-from llm_unlearn.study.collect import result_digest
+from llm_unlearn.study.collect import ELSEWHERE, result_digest
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.runner import run_missing
@@ -38,11 +38,15 @@ class Reproduced:
         return self.committed == self.found
 
 
-def reproduce(results: Path, label: str, out: Path, jobs: int = 1) -> Reproduced:
+def reproduce(results: Path, label: str, out: Path, jobs: int = 1, data_path: str | None = None) -> Reproduced:
     """Run a cell of a study, and the trainings it begins from, in the folder `out` with the settings that tuning chose,
     all as `results` (what study.collect writes) says; what is finished there is not run again.
 
-    Raises UserError for a file that is no such results or was made before they held digests, and for an unknown cell.
+    Args:
+        data_path: where the study's data lies here, if it was given as files.
+
+    Raises UserError for a file that is no such results or was made before they held digests, for an unknown cell, and
+    for a `data_path` that is lacking or that the study has no use for.
     """
     content = read_json(results)
     digests = content.get("digests") if isinstance(content, dict) else None
@@ -51,6 +55,7 @@ def reproduce(results: Path, label: str, out: Path, jobs: int = 1) -> Reproduced
     if label not in digests:
         raise UserError(f"{results}: no finished cell '{label}'{suggest(label, digests)}")
     study = build_config(StudyConfig, {**content["study"], "out": str(out)}, f"{results}: study")
+    study = _with_data(study, data_path, results)
     cells = plan(_with_tuned(study, content, out / "tuned.yaml", results))
     cell = next((c for c in cells if c.label == label), None)
     if cell is None:
@@ -60,6 +65,18 @@ def reproduce(results: Path, label: str, out: Path, jobs: int = 1) -> Reproduced
     status = "waiting" if record is None else record["status"]
     found = result_digest(record) if record is not None and status == "ok" else ""
     return Reproduced(label, status, digests[label], found, (content.get("environment") or {}, environment()))
+
+
+def _with_data(study: StudyConfig, path: str | None, results: Path) -> StudyConfig:
+    lies_elsewhere = study.grok.data.path == ELSEWHERE
+    if lies_elsewhere and path is None:
+        raise UserError(f"{results}: its data was given as files; say where they lie here with --data-path")
+    if path is None:
+        return study
+    if not lies_elsewhere:
+        raise UserError(f"--data-path {path}: the data of {results} was not given as files; leave it out")
+    data = study.grok.data.model_copy(update={"path": path})
+    return study.model_copy(update={"grok": study.grok.model_copy(update={"data": data})})
 
 
 def _with_tuned(study: StudyConfig, content: Mapping[str, Any], path: Path, results: Path) -> StudyConfig:

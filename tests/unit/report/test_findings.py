@@ -313,6 +313,12 @@ def test_the_committed_page_is_of_the_committed_results(tmp_path):
     )
 
 
+def test_committed_results_name_no_folder_of_the_machine_that_made_them():
+    told = {path.name: re.findall(r'"/[^" ]*"|"/[^" ]*/', path.read_text()) for path in RESULTS.glob("*.json")}
+    found = {name: [p for p in paths if not p.startswith('"/usr/bin/')] for name, paths in told.items()}
+    assert not {name: paths[:3] for name, paths in found.items() if paths}
+
+
 def test_the_readme_opens_with_the_answer():
     opening = (ROOT / "README.md").read_text().partition("\n## ")[0]
     for sentence in findings(read_results(RESULTS)).answer:
