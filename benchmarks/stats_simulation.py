@@ -23,8 +23,8 @@ from scipy.special import betaincinv, ndtr, stdtrit
 
 from llm_unlearn.eval.primary import Paired, Primary, judge
 from llm_unlearn.eval.reach import Time, log_rank, restricted_difference
+from llm_unlearn.resampling import cluster_bootstrap
 from llm_unlearn.stats import (
-    cluster_bootstrap,
     detectable_effect,
     equivalence,
     mean_interval,

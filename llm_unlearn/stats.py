@@ -1,8 +1,7 @@
-"""Intervals and tests for small numbers of seeds and for items that come in clusters (numpy and scipy only)."""
+"""Intervals and tests for small numbers of seeds (numpy and scipy only)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +36,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     Raises:
         ValueError: fewer than 2 values, not finite, or level outside (0, 1).
     """
-    x = _finite(values, "mean_interval")
-    _check_level(level)
+    x = finite(values, "mean_interval")
+    check_level(level)
     if len(x) < 2:
         raise ValueError(f"mean_interval: an interval needs at least 2 seeds, got {len(x)}")
     half = stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
@@ -65,7 +64,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolutio
     Raises:
         ValueError: fewer than 3 pairs, unequal lengths, not finite, or level outside (0, 1).
     """
-    _check_level(level)
+    check_level(level)
     n, mean, error = _paired(a, b, resolution, "paired_difference")
     half = float(stdtrit(n - 1, (1 + level) / 2) * error)
     p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else 1.0 if mean == 0 else 2.0 ** (1 - n)
@@ -93,7 +92,7 @@ def deviation_interval(values: ArrayLike, level: float = 0.95, resolution: float
         ValueError: fewer than 4 values (an interval of 3 spans a factor of 1,000), not finite, level outside (0, 1), or
             values without any spread and no resolution.
     """
-    x = _finite(values, "deviation_interval")
+    x = finite(values, "deviation_interval")
     theta, pseudo = _log_variances(x, "deviation_interval", least=resolution**2 / 12)
     _, lo, hi, _ = _jackknife(pseudo, level)
     root = [float(v) for v in np.exp(np.array([theta, lo, hi]) / 2)]
@@ -134,7 +133,7 @@ def variance_ratio(a: ArrayLike, b: ArrayLike, level: float = 0.95, resolution: 
         raise ValueError(f"variance_ratio: needs pairs, got {x.shape} and {y.shape} values; match them by seed")
     logs, pseudo = [], []
     for one, two in zip(x.reshape(len(x), -1).T, y.reshape(len(y), -1).T, strict=True):
-        if max(_finite(one, "variance_ratio").std(), _finite(two, "variance_ratio").std()) < resolution:
+        if max(finite(one, "variance_ratio").std(), finite(two, "variance_ratio").std()) < resolution:
             raise ValueError(f"variance_ratio: neither side varies by more than its resolution of {resolution:g}")
         sides = [_log_variances(v, "variance_ratio", extra=resolution**2 / 12) for v in (one, two)]
         logs.append(sides[0][0] - sides[1][0])
@@ -158,7 +157,7 @@ def _log_variances(x: np.ndarray, name: str, *, least: float = 0.0, extra: float
 
 def _jackknife(pseudo: np.ndarray, level: float) -> tuple[float, float, float, float]:
     """Mean of pseudo-values, its Student t limits, and p of "it is 0"."""
-    _check_level(level)
+    check_level(level)
     n, mean = len(pseudo), float(pseudo.mean())
     error = float(pseudo.std(ddof=1) / np.sqrt(n))
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error
@@ -225,115 +224,13 @@ def detectable_effect(spread: float, n: int, alpha: float = 0.05, power: float =
     return shift / float(np.sqrt(n)) * spread
 
 
-def cluster_bootstrap(
-    items: ArrayLike,
-    clusters: Sequence[Hashable] | np.ndarray,
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    n_boot: int = 1000,
-    *,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap that resamples whole clusters (Davison and Hinkley 1997, section 3.8, strategy 1), widened
-    for small numbers of them.
-
-        theta + (q - theta) * sqrt(C / (C - 1)) * t_{C-1} / z,   q a percentile, C clusters
-
-    Questions about one author rise and fall together; resampling them one by one gives intervals far too narrow. With C
-    clusters the percentiles are still those of a normal law and of a variance over C instead of C - 1, hence the
-    factor: 1.9 at 4 clusters, 1.05 at 36 (the two corrections of Hesterberg 2015, The American Statistician 69:371, who
-    takes percentiles further out; of 4 clusters there are none). Nominal 95 % then
-    held the truth in 94 % of simulated cells of 4 authors around one half (82 % before) and in 95 % of 36 authors. Near
-    0 or 1 authors are skewed and few say little of it: 85 % of cells of 4 authors around .1 (73 % before; see
-    benchmarks/stats_simulation.py).
-
-    Args:
-        items: (n,) item scores; NaN ("does not apply") is left out.
-        clusters: (n,) cluster label of each item, usually the author.
-        statistic: maps a resampled array of items to a number. The mean is vectorised, others are called n_boot times.
-        n_boot: number of resamples, >= 1.
-        seed: same seed, same interval.
-        level: coverage wanted, in (0, 1).
-
-    Returns:
-        Interval whose n is the number of clusters.
-
-    Raises:
-        ValueError: unequal lengths, infinite items, fewer than 2 clusters, n_boot < 1, or level outside (0, 1).
-    """
-    x, labels = np.asarray(items, dtype=np.float64), np.asarray(clusters)
-    if x.ndim != 1 or x.shape != labels.shape:
-        raise ValueError(f"cluster_bootstrap: one cluster label per item, got {x.shape} and {labels.shape}")
-    _check_level(level)
-    if n_boot < 1:
-        raise ValueError(f"cluster_bootstrap: n_boot must be >= 1, got {n_boot}")
-    x, labels = x[~np.isnan(x)], labels[~np.isnan(x)]
-    _finite(x, "cluster_bootstrap")
-    names, member = np.unique(labels, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"cluster_bootstrap: at least 2 clusters needed, got {len(names)}")
-    draws = np.random.default_rng(seed).integers(len(names), size=(n_boot, len(names)))
-    if statistic is np.mean:
-        sums, counts = np.bincount(member, weights=x), np.bincount(member)
-        values = sums[draws].sum(1) / counts[draws].sum(1)
-    else:
-        groups = [x[member == c] for c in range(len(names))]
-        values = np.array([statistic(np.concatenate([groups[c] for c in draw])) for draw in draws])
-    centre, n = float(statistic(x)), len(names)
-    widening = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2) / ndtri((1 + level) / 2))
-    lo, hi = centre + widening * (np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) - centre)
-    return Interval(centre, float(lo), float(hi), n)
-
-
-def clustered_auc(
-    low: ArrayLike,
-    high: ArrayLike,
-    low_clusters: Sequence[Hashable] | np.ndarray,
-    high_clusters: Sequence[Hashable] | np.ndarray,
-    n_boot: int = 1000,
-    *,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval | None:
-    """Percentile bootstrap of P(high > low) + P(equal) / 2 that resamples whole clusters on both sides.
-
-    Args:
-        low, high: (n,) and (m,) scores.
-        low_clusters, high_clusters: their cluster labels, usually authors.
-
-    Returns:
-        Interval whose n is the smaller number of clusters; None where a side has fewer than 2.
-
-    Raises:
-        ValueError: unequal lengths, scores that are not finite, or level outside (0, 1).
-    """
-    _check_level(level)
-    x, y = _finite(low, "clustered_auc"), _finite(high, "clustered_auc")
-    labels = [np.unique(np.asarray(c), return_inverse=True) for c in (low_clusters, high_clusters)]
-    if len(x) != len(labels[0][1]) or len(y) != len(labels[1][1]):
-        raise ValueError("clustered_auc: one cluster label per item")
-    sizes = [len(names) for names, _ in labels]
-    if min(sizes) < 2:
-        return None
-    # wins of every cluster over every other one: a resample only weighs this small table
-    wins = (y[:, None] > x[None, :]) + 0.5 * (y[:, None] == x[None, :])
-    table = np.zeros((sizes[1], sizes[0]))
-    np.add.at(table, (labels[1][1][:, None], labels[0][1][None, :]), wins)
-    pairs = np.outer(np.bincount(labels[1][1]), np.bincount(labels[0][1]))
-    draw = np.random.default_rng(seed)
-    low_weights, high_weights = (draw.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float) for n in sizes)
-    totals = [((high_weights @ t) * low_weights).sum(1) for t in (table, pairs)]
-    lo, hi = np.quantile(totals[0] / totals[1], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(table.sum() / pairs.sum()), float(lo), float(hi), min(sizes))
-
-
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """Score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001); inside [0, 1], fit for small n.
 
     Raises:
         ValueError: n < 1, successes outside 0..n, or level outside (0, 1).
     """
-    _check_level(level)
+    check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson: want 0 <= successes <= n and n >= 1, got {successes} of {n}")
     z2, share = float(ndtri((1 + level) / 2)) ** 2, successes / n
@@ -359,7 +256,7 @@ def holm(pvalues: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: a value outside [0, 1] or not a number.
     """
-    p = _finite(pvalues, "holm")
+    p = finite(pvalues, "holm")
     if ((p < 0) | (p > 1)).any():
         raise ValueError(f"holm: p-values must be in [0, 1], got {p.tolist()}")
     order = np.argsort(p)
@@ -376,7 +273,7 @@ def paired_spread(a: ArrayLike, b: ArrayLike, resolution: float = 0.0) -> float:
 
 def _paired(a: ArrayLike, b: ArrayLike, resolution: float, name: str) -> tuple[int, float, float]:
     """Return number, mean and standard error of paired differences, the spread floored by the rounding."""
-    x, y = _finite(a, name), _finite(b, name)
+    x, y = finite(a, name), finite(b, name)
     if len(x) != len(y):
         raise ValueError(f"{name}: needs pairs, got {len(x)} and {len(y)} values; match them by seed")
     if len(x) < 3:
@@ -388,13 +285,15 @@ def _paired(a: ArrayLike, b: ArrayLike, resolution: float, name: str) -> tuple[i
     return len(x), float((x - y).mean()), float(spread / np.sqrt(len(x)))
 
 
-def _finite(values: ArrayLike, name: str) -> np.ndarray:
+def finite(values: ArrayLike, name: str) -> np.ndarray:
+    """Return a flat float64 array. Raises ValueError, naming the function, for another shape or what is not finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not np.isfinite(x).all():
         raise ValueError(f"{name}: want a flat list of finite numbers, got {values!r}; drop or rerun failed seeds")
     return x
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raise ValueError for a coverage outside (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")

@@ -15,7 +15,7 @@ from llm_unlearn.eval.metrics.table import METRICS, Metric, direction_on
 from llm_unlearn.eval.sources import Source, check_same_rows
 from llm_unlearn.eval.suite import Entry, Suite
 from llm_unlearn.log import get_logger
-from llm_unlearn.stats import cluster_bootstrap, clustered_auc
+from llm_unlearn.resampling import auc_draws, cluster_bootstrap, clustered_auc, combined_bootstrap
 
 log = get_logger(__name__)
 N_BOOT = 1000
@@ -26,8 +26,9 @@ Line = dict[str, Any]
 def compute(suite: Suite, source: Source, reference: Source | None = None) -> dict[str, Line]:
     """Compute a suite's metrics: name -> value, interval, n, unit, direction, metric, split.
 
-    Item scores, the effect size against gold and AUCs get a 95 % bootstrap interval over authors; a p-value and a
-    distance have none, the effect size beside them has. What needs gold is null without it. Beside an AUC stands
+    Item scores, the effect size against gold, AUCs, also set against gold's, and model utility get a 95 % bootstrap
+    interval over authors; a p-value and a distance have none, the effect size beside them has. What needs gold is null
+    without it. Beside an AUC stands
     `blind`, what the words of the answers give away without a model (null without words, or with few authors).
     Raises UserError when gold was asked other rows, or the source lacks what a metric reads.
     """
@@ -149,20 +150,41 @@ def _auc(metric: Metric, scores: Sequence[np.ndarray], authors: Sequence[np.ndar
     return out
 
 
-def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | None, _n_boot: int) -> Line:
+def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | None, n_boot: int) -> Line:
     assert reference is not None
-    attack = METRICS[metric.of[0]]
-    mine = _attack(attack, entry, source, None, 0)
+    attack, splits = METRICS[metric.of[0]], (entry.split, entry.against)
+    mine = [source.items(attack.of[0], split) for split in splits]
     try:
-        theirs = _attack(attack, entry, reference, None, 0)
+        theirs = [reference.items(attack.of[0], split) for split in splits]
     except UserError as error:
         return _unknown(metric, error)
-    return {"value": metric.fn(mine["value"], theirs["value"]), "n": mine["n"]}
+    out: Line = {"value": metric.fn(attack.fn(*mine), attack.fn(*theirs)), "n": sum(map(len, mine))}
+    authors = [source.authors(split) for split in splits]
+    same = all(len(a) == len(b) for a, b in zip(mine, theirs, strict=True))
+    if n_boot and same and (drawn := auc_draws(*mine, *authors, n_boot=n_boot)) is not None:
+        of_gold = auc_draws(*theirs, *authors, n_boot=n_boot)
+        assert of_gold is not None
+        values = [metric.fn(a, b) for a, b in zip(drawn[1], of_gold[1], strict=True)]
+        out["ci"] = [float(q) for q in np.quantile(values, [0.025, 0.975])]
+    return out
 
 
-def _combine(metric: Metric, _entry: Entry, source: Source, reference: Source | None, _n_boot: int) -> Line:
+def _combine(metric: Metric, _entry: Entry, source: Source, reference: Source | None, n_boot: int) -> Line:
     parts = {part: _part(part, source, reference) for part in metric.of}
-    return {"value": metric.fn(parts), "n": len(parts)}
+    out: Line = {"value": metric.fn(parts), "n": len(parts)}
+    # gaps to gold have none: resampling biases them upwards, see `_versus`
+    if n_boot and all(METRICS[part.partition("/")[2]].kind == "item" for part in metric.of):
+        by_split: dict[str, list[str]] = {}
+        for part in metric.of:
+            by_split.setdefault(part.partition("/")[0], []).append(part)
+        names = [part for of in by_split.values() for part in of]
+        strata = [
+            (np.stack([source.items(part.partition("/")[2], split) for part in of], axis=1), source.authors(split))
+            for split, of in by_split.items()
+        ]
+        interval = combined_bootstrap(strata, lambda means: metric.fn(dict(zip(names, means, strict=True))), n_boot)
+        out["ci"] = None if interval is None else [interval.lo, interval.hi]
+    return out
 
 
 def _part(part: str, source: Source, reference: Source | None) -> float:

@@ -3,7 +3,6 @@ import pytest
 from scipy import stats as scipy_stats
 
 from llm_unlearn.stats import (
-    cluster_bootstrap,
     detectable_effect,
     deviation_interval,
     equivalence,
@@ -141,71 +140,6 @@ def test_paired_interval_covers_and_p_is_level_at_five_seeds():
     covered = np.mean([d.lo <= 0.3 <= d.hi for d in found])
     assert covered == pytest.approx(0.95, abs=0.02)  # 4 standard errors
     assert np.mean([(d.p <= 0.05) == (d.lo > 0 or d.hi < 0) for d in found]) == 1
-
-
-def clustered(rng, n_clusters, size, icc):
-    cluster = np.repeat(np.arange(n_clusters), size)
-    shared, own = rng.normal(size=n_clusters)[cluster], rng.normal(size=len(cluster))
-    return np.sqrt(icc) * shared + np.sqrt(1 - icc) * own, cluster
-
-
-def test_cluster_bootstrap_covers_where_the_naive_one_does_not():
-    rng = np.random.default_rng(1)
-    ours, naive = [], []
-    for run in range(300):
-        items, cluster = clustered(rng, n_clusters=40, size=10, icc=0.3)
-        for found, labels in ((ours, cluster), (naive, np.arange(len(items)))):
-            interval = cluster_bootstrap(items, labels, n_boot=300, seed=run)
-            found.append(interval.lo <= 0 <= interval.hi)
-    assert 0.90 <= np.mean(ours) <= 0.98
-    assert np.mean(naive) < 0.80  # design effect 1 + 9 * .3 = 3.7: .95 becomes about .69
-
-
-def test_cluster_bootstrap_of_any_statistic_matches_the_fast_mean():
-    items, cluster = clustered(np.random.default_rng(2), 6, 3, 0.5)
-    fast = cluster_bootstrap(items, cluster, n_boot=200, seed=3)
-    slow = cluster_bootstrap(items, cluster, lambda x: float(np.mean(x)), n_boot=200, seed=3)
-    assert (fast.lo, fast.hi) == pytest.approx((slow.lo, slow.hi))
-    assert fast.n == 6
-    median = cluster_bootstrap(items, cluster, np.median, n_boot=200)
-    assert median.mean == np.median(items)
-    assert median.lo <= median.mean <= median.hi
-
-
-def test_cluster_bootstrap_with_unequal_clusters_by_hand():
-    # two clusters: the three possible resamples are {a, a}, {a, b}, {b, b}
-    found = cluster_bootstrap([0, 0, 0, 4], ["a", "a", "a", "b"], n_boot=2000, level=0.99)
-    widened = 2**0.5 * 63.6567 / 2.575829  # sqrt(2 / 1) * t_1 / z at .995
-    assert (found.mean, found.n) == (1.0, 2)
-    assert (found.lo, found.hi) == pytest.approx((1 - widened, 1 + 3 * widened), rel=1e-5)
-
-
-def test_cluster_bootstrap_covers_with_a_handful_of_clusters():
-    rng, inside = np.random.default_rng(7), []
-    for run in range(400):
-        items, cluster = clustered(rng, n_clusters=4, size=10, icc=0.3)
-        interval = cluster_bootstrap(items, cluster, n_boot=200, seed=run)
-        inside.append(interval.lo <= 0 <= interval.hi)
-    assert 0.91 <= np.mean(inside) <= 0.98  # percentiles as they are: .80
-
-
-def test_cluster_bootstrap_leaves_out_what_does_not_apply_and_repeats_exactly():
-    with_nan = cluster_bootstrap([1, 2, np.nan, 3], ["a", "b", "c", "d"], seed=5)
-    assert with_nan == cluster_bootstrap([1, 2, 3], ["a", "b", "d"], seed=5)
-    assert with_nan.n == 3
-    assert with_nan == cluster_bootstrap([1, 2, 3], ["a", "b", "d"], seed=5)
-    assert with_nan != cluster_bootstrap([1, 2, 3.1], ["a", "b", "d"], seed=5)
-
-
-def test_cluster_bootstrap_refusals():
-    with pytest.raises(ValueError, match="2 clusters needed, got 1"):
-        cluster_bootstrap([1, 2], ["a", "a"])
-    with pytest.raises(ValueError, match="one cluster label per item"):
-        cluster_bootstrap([1, 2], ["a"])
-    with pytest.raises(ValueError, match="finite"):
-        cluster_bootstrap([1, np.inf], ["a", "b"])
-    with pytest.raises(ValueError, match="n_boot"):
-        cluster_bootstrap([1, 2], ["a", "b"], n_boot=0)
 
 
 def test_wilson_matches_scipy_and_stays_inside():

@@ -23,7 +23,7 @@ from llm_unlearn.eval.records import read_records
 from llm_unlearn.eval.sources import RecordSource
 from llm_unlearn.eval.suite import Suite, SuiteConfig, load_suite
 from llm_unlearn.models.tiny import SIZES, build_tiny
-from llm_unlearn.stats import cluster_bootstrap
+from llm_unlearn.resampling import cluster_bootstrap
 from llm_unlearn.train.snapshot import save_model
 
 score = functools.partial(module.score_model, fmt="auto")
@@ -239,10 +239,25 @@ def test_intervals_resample_authors():
     assert one_author["ci"] is None
 
 
+def test_an_attack_set_against_gold_s_has_a_paired_interval():
+    def source(shift: float) -> RecordSource:
+        rng = np.random.default_rng(0)
+        return RecordSource({
+            split: [make_record(i, logp=list(-rng.random(6) - (split == "holdout") * shift), author=f"{split}{i % 8}")
+                    for i in range(48)] for split in ("forget", "holdout")})  # fmt: skip
+
+    entry = {"metric": "privleak", "split": "forget", "against": "holdout"}
+    suite = Suite(SuiteConfig(name="one", metrics={"it": entry}))  # pyright: ignore
+    assert compute(suite, source(0.1), source(0.1))["it"]["ci"] == [0, 0], "what is like gold is so in every draw"
+    line = compute(suite, source(0.3), source(0.0))["it"]
+    assert -100 < line["ci"][0] < line["value"] < line["ci"][1] < 0
+
+
 def test_the_intervals_of_results_contain_their_values(result):
     lines = [line for line in result["metrics"].values() if line["ci"] is not None]
     assert len(lines) > 10
     assert all(line["ci"][0] <= line["value"] <= line["ci"][1] for line in lines)
+    assert "model_utility" in {line["metric"] for line in lines}
 
 
 def test_the_rows_asked_are_part_of_what_identifies_records(models, case, tmp_path, monkeypatch, request):
