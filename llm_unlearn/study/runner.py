@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -48,9 +48,8 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
         progress(total, "study", "unit") as bar,
     ):
         while waiting or running:
-            for cell in [
-                c for c in waiting if len(running) < jobs and all(ended.get(a) in ("ok", "censored") for a in c.after)
-            ][: jobs - len(running)]:
+            free = jobs - len(running)
+            for cell in _next(waiting, ended)[:free] if free else ():
                 waiting.remove(cell)
                 running[pool.submit(run_cell, study, cell)] = cell
             if not running:
@@ -65,6 +64,14 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
             bar.update(done + sum(_partly(c) for c in running.values()), "; ".join(_now(c) for c in running.values()))
     statuses = list(ended.values()) + ["waiting"] * len(waiting)
     return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+
+
+def _next(waiting: Sequence[Cell], ended: Mapping[str, str]) -> list[Cell]:
+    """Return the cells that nothing is to be waited for any more, trainings last: a seed is measured before the next is
+    trained, so that a mistake shows in the first hour, and a study that is cut off holds whole seeds.
+    """
+    ready = [c for c in waiting if all(ended.get(a) in ("ok", "censored") for a in c.after)]
+    return sorted(ready, key=lambda c: c.kind == "train")
 
 
 @contextmanager

@@ -99,6 +99,13 @@ def test_a_cell_starts_after_what_it_waits_for(jobs, study, cells, traced):
         assert start > max(trace.events.index(f"-{seed}"), trace.events.index(f"-{seed}-gold"))
 
 
+def test_a_seed_is_measured_before_the_next_is_trained(study, cells, traced):
+    trace = traced()
+    run_missing(study, list(cells.values()), 1)
+    started = [event[1:] for event in trace.events if event.startswith("+")]
+    assert started == ["seed0", "seed0-gold", "seed0 early npo", "seed1", "seed1-gold", "seed1 early npo"]
+
+
 def test_what_waits_for_a_failure_is_not_started_and_runs_the_next_time(study, cells, traced):
     trace = traced(**{"seed0-gold": "failed"})
     assert run_missing(study, list(cells.values()), 2) == {"ok": 4, "failed": 1, "waiting": 1}
