@@ -136,37 +136,6 @@ def _widening(n: int, level: float) -> float:
     return float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2) / ndtri((1 + level) / 2))
 
 
-def clustered_auc(
-    low: ArrayLike,
-    high: ArrayLike,
-    low_clusters: Sequence[Hashable] | np.ndarray,
-    high_clusters: Sequence[Hashable] | np.ndarray,
-    n_boot: int = 1000,
-    *,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval | None:
-    """Percentile bootstrap of P(high > low) + P(equal) / 2 that resamples whole clusters on both sides.
-
-    Args:
-        low, high: (n,) and (m,) scores.
-        low_clusters, high_clusters: their cluster labels, usually authors.
-
-    Returns:
-        Interval whose n is the smaller number of clusters; None where a side has fewer than 2.
-
-    Raises:
-        ValueError: unequal lengths, scores that are not finite, or level outside (0, 1).
-    """
-    check_level(level)
-    drawn = auc_draws(low, high, low_clusters, high_clusters, n_boot, seed=seed)
-    if drawn is None:
-        return None
-    value, values, n = drawn
-    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(lo), float(hi), n)
-
-
 def auc_draws(
     low: ArrayLike,
     high: ArrayLike,
@@ -175,15 +144,24 @@ def auc_draws(
     n_boot: int = 1000,
     *,
     seed: int = 0,
-) -> tuple[float, np.ndarray, int] | None:
-    """Return the AUC of `clustered_auc`, (n_boot,) AUCs of resampled clusters and the smaller number of clusters; None
-    where a side has fewer than 2. The same clusters and seed are the same draws, whatever the scores: two models'
-    differences and ratios are taken draw by draw. Raises ValueError as `clustered_auc`.
+) -> np.ndarray | None:
+    """P(high > low) + P(equal) / 2 of resampled clusters, both sides each.
+
+    Args:
+        low, high: (n,) and (m,) scores.
+        low_clusters, high_clusters: their cluster labels, usually authors.
+
+    Returns:
+        (n_boot,) AUCs, whose percentiles are the interval of one; None where a side has fewer than 2 clusters. The same
+        clusters and seed are the same draws, whatever the scores: what two models differ by is read off draw by draw.
+
+    Raises:
+        ValueError: unequal lengths, or scores that are not finite.
     """
-    x, y = finite(low, "clustered_auc"), finite(high, "clustered_auc")
+    x, y = finite(low, "auc_draws"), finite(high, "auc_draws")
     labels = [np.unique(np.asarray(c), return_inverse=True) for c in (low_clusters, high_clusters)]
     if len(x) != len(labels[0][1]) or len(y) != len(labels[1][1]):
-        raise ValueError("clustered_auc: one cluster label per item")
+        raise ValueError("auc_draws: one cluster label per item")
     sizes = [len(names) for names, _ in labels]
     if min(sizes) < 2:
         return None
@@ -195,4 +173,4 @@ def auc_draws(
     draw = np.random.default_rng(seed)
     low_weights, high_weights = (draw.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float) for n in sizes)
     totals = [((high_weights @ t) * low_weights).sum(1) for t in (table, pairs)]
-    return float(table.sum() / pairs.sum()), totals[0] / totals[1], min(sizes)
+    return totals[0] / totals[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.metrics.base import mean_of_items
@@ -15,7 +16,7 @@ from llm_unlearn.eval.metrics.table import METRICS, Metric, direction_on
 from llm_unlearn.eval.sources import Source, check_same_rows
 from llm_unlearn.eval.suite import Entry, Suite
 from llm_unlearn.log import get_logger
-from llm_unlearn.resampling import auc_draws, cluster_bootstrap, clustered_auc, combined_bootstrap
+from llm_unlearn.resampling import auc_draws, cluster_bootstrap, combined_bootstrap
 
 log = get_logger(__name__)
 N_BOOT = 1000
@@ -145,9 +146,13 @@ def _attack(metric: Metric, entry: Entry, source: Source, reference: Source | No
 
 def _auc(metric: Metric, scores: Sequence[np.ndarray], authors: Sequence[np.ndarray], n_boot: int) -> Line:
     out: Line = {"value": metric.fn(*scores), "n": sum(map(len, scores))}
-    if n_boot and (interval := clustered_auc(*scores, *authors, n_boot=n_boot)) is not None:
-        out["ci"] = [interval.lo, interval.hi]
+    if n_boot and (drawn := auc_draws(*scores, *authors, n_boot=n_boot)) is not None:
+        out["ci"] = _percentiles(drawn)
     return out
+
+
+def _percentiles(drawn: ArrayLike) -> list[float]:
+    return [float(q) for q in np.quantile(drawn, [0.025, 0.975])]
 
 
 def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | None, n_boot: int) -> Line:
@@ -164,8 +169,7 @@ def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | 
     if n_boot and same and (drawn := auc_draws(*mine, *authors, n_boot=n_boot)) is not None:
         of_gold = auc_draws(*theirs, *authors, n_boot=n_boot)
         assert of_gold is not None
-        values = [metric.fn(a, b) for a, b in zip(drawn[1], of_gold[1], strict=True)]
-        out["ci"] = [float(q) for q in np.quantile(values, [0.025, 0.975])]
+        out["ci"] = _percentiles([metric.fn(a, b) for a, b in zip(drawn, of_gold, strict=True)])
     return out
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from llm_unlearn.resampling import auc_draws, cluster_bootstrap, clustered_auc, combined_bootstrap
+from llm_unlearn.resampling import auc_draws, cluster_bootstrap, combined_bootstrap
 
 
 def clustered(rng, n_clusters, size, icc):
@@ -100,12 +100,14 @@ def test_combined_bootstrap_leaves_out_what_does_not_apply_and_refuses():
 def test_auc_draws_of_the_same_clusters_are_paired():
     rng = np.random.default_rng(1)
     low, high, names = rng.normal(size=30), rng.normal(1, size=30), np.repeat(np.arange(10), 3)
-    value, draws, n = auc_draws(low, high, names, names, seed=7)
-    again = auc_draws(10 * low, 10 * high, names, names, seed=7)
-    assert (value, n) == (again[0], 10)
-    np.testing.assert_array_equal(draws, again[1])
-    interval = clustered_auc(low, high, names, names, seed=7)
-    assert (interval.lo, interval.hi) == pytest.approx(np.quantile(draws, [0.025, 0.975]))
+    draws = auc_draws(low, high, names, names, seed=7)
+    np.testing.assert_array_equal(draws, auc_draws(10 * low, 10 * high, names, names, seed=7))
+    value = (high[:, None] > low).mean()
+    assert np.quantile(draws, 0.025) < value < np.quantile(draws, 0.975)
+    assert abs(draws.mean() - value) < 0.02
+    assert auc_draws([0.0, 1.0], [2.0], ["a", "b"], ["c"]) is None, "one author on a side has no spread"
+    with pytest.raises(ValueError, match="one cluster label per item"):
+        auc_draws([0.0], [2.0], ["a", "b"], ["c"])
 
 
 def test_cluster_bootstrap_refusals():
