@@ -31,7 +31,6 @@ FOR = {
     "deepspeed": "ZeRO",
     "scikit-learn": "images: digits, sub-classes",
     "pillow": "images: folders and tables of them, reports",
-    "submitit": "studies on SLURM",
     "tensorboard": "tracker",
 }
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.metrics.base import mean_of_items
@@ -151,7 +150,7 @@ def _auc(metric: Metric, scores: Sequence[np.ndarray], authors: Sequence[np.ndar
     return out
 
 
-def _percentiles(drawn: ArrayLike) -> list[float]:
+def _percentiles(drawn: Sequence[float] | np.ndarray) -> list[float]:
     return [float(q) for q in np.quantile(drawn, [0.025, 0.975])]
 
 
