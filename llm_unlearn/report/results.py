@@ -108,6 +108,22 @@ class Tuning(_Part):
     feasible_trials: int
 
 
+class Trial(_Part):
+    """A setting that tuning tried for a method at a checkpoint: by tuning seed the step kept, forget probability above
+    the target, damage, and whether enough was left.
+    """
+
+    scenario: str
+    checkpoint: str
+    method: str
+    setting: dict[str, float]
+    seeds: list[int]
+    kept: list[int | None]
+    excess: list[float]
+    damage: list[float]
+    enough: list[bool]
+
+
 class Spent(_Part):
     """Finished cells of a kind, and seconds they took."""
 
@@ -175,6 +191,7 @@ class StudyContent(_Part):
     censored: list[str]
     errors: dict[str, str]
     tuned: list[Tuning]
+    trials: list[Trial] = []
     outcomes: _Packed
     environment: Environment
     designs: list[str] = []

@@ -21,6 +21,7 @@ from llm_unlearn.report.probe_table import predictors, probe_claims, probe_grids
 from llm_unlearn.report.results import AT_LEVEL, StudyFile
 from llm_unlearn.report.secondary import requests_grid, secondary_grid
 from llm_unlearn.report.told import designed, told
+from llm_unlearn.report.untuned import same_settings_grid
 
 SHOWN = ("early", "fit", "grok", "easy")
 """Checkpoints in a study's own tables; of the others there is the primary's measure."""
@@ -83,15 +84,17 @@ def sections(s: Studied) -> list[Section]:
         frontier_grid(few, pairs),
         spread_grid(few, pairs),
     ]
-    return [
+    parts = [
         Section(file.title, tuple(text), _frontiers(s), tuple(g for g in first if g.rows)),
         _part("On the way", course),
         _part("Secondary outcomes, exploratory", [
             secondary_grid(few, [k for k in SHOWN if k in checkpoints(few)], present(few, pairs)), _everywhere(s),
         ]),
+        _part("Without tuning", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
         _part("Cost", [training_grid(file), break_even_grid(file, _methods(s), s.pairs)]),
         _why(s),
     ]  # fmt: skip
+    return [part for part in parts if part.text or part.grids]
 
 
 def behind(s: Studied) -> Grid:

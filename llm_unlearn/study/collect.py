@@ -14,11 +14,13 @@ from llm_unlearn.files import write_atomic
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import Cell
 from llm_unlearn.study.store import Store, environment
-from llm_unlearn.study.tune import Choice
+from llm_unlearn.study.tune import DIVERGED, Choice, draw_of
 
 MARKS = ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")
 ELSEWHERE = "DIR"
 """Stands in a file of results for where given data lies on the machine that made it."""
+TRIED = ("seeds", "kept", "excess", "damage", "enough")
+"""What is told of a setting that was tried, by tuning seed."""
 DECIDED = ("start_step", "steps", "kept_step", "stop", "target", "kept_faults")
 """What is in a digest of an unlearning run besides every metric: no times, no folders."""
 
@@ -44,6 +46,7 @@ def study_content(
         "trainings": [row for r in records if (row := training_row(r))],
         **failures(records, store.folder.parent),
         "tuned": [tuned_row(choice) for choice in found],
+        "trials": trial_rows(records),
         "digests": {r["label"]: result_digest(r) for r in records if r["status"] == "ok" and r["kind"] == "unlearn"},
         "outcomes": pack(outcomes_of(cells, store)),
         "environment": environment(),
@@ -90,6 +93,26 @@ def tuned_row(choice: Choice) -> dict[str, Any]:
     """What tuning chose for a method at a checkpoint, and how good it was."""
     score = None if choice.score is None else vars(choice.score)
     return {**vars(choice), "score": score}
+
+
+def trial_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per setting that tuning tried for a method at a checkpoint, with what came of it by tuning seed: the step
+    kept, forget probability above the target there (`excess`), `damage` and whether `enough` was left (`tune.Draw`).
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for r in records:
+        if r["kind"] != "tune" or r["status"] != "ok":
+            continue
+        spec, draw = r["spec"], draw_of(r["result"], r["spec"]["config"]["stop"]["floor"])
+        place = {key: spec[key] for key in ("scenario", "checkpoint", "method")} | {"setting": spec["trial"]}
+        row = rows.setdefault(
+            digest(place), place | {"seeds": [], "kept": [], "excess": [], "damage": [], "enough": []}
+        )
+        kept = r["result"].get("kept_step")  # none of a run that broke down
+        told = {"seeds": spec["seed"], "kept": kept, "excess": round(draw.excess, 5), "damage": round(draw.damage, 5)}
+        for key, value in (told | {"enough": draw.enough and draw != DIVERGED}).items():
+            row[key].append(value)
+    return list(rows.values())
 
 
 def costs(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_unlearn.errors import UserError
-from llm_unlearn.study.collect import declared, failures
+from llm_unlearn.study.collect import declared, failures, trial_rows
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.reproduce import reproduce
 
@@ -42,3 +42,24 @@ def test_where_given_data_lies_is_not_told_and_is_asked_for_to_reproduce(tmp_pat
         reproduce(results(StudyConfig()), "seed0 fit npo", tmp_path, data_path="x")
     with pytest.raises(UserError, match="nowhere"):
         reproduce(results(given), "seed0 fit npo", tmp_path, data_path=str(tmp_path / "nowhere"))
+
+
+def test_trials_are_told_by_setting_with_what_came_of_each_seed():
+    def record(seed: int, lr: float, **result: object) -> dict:
+        spec = {"scenario": "author", "checkpoint": "fit", "method": "npo", "trial": {"optim.lr": lr}, "seed": seed}
+        spec["config"] = {"stop": {"floor": 0.8}}
+        return {"kind": "tune", "status": "ok", "spec": spec, "result": result}
+
+    start = {"forget_prob": 1.0, "retain_prob": 1.0, "retain_acc": 1.0}
+    kept = {"forget_prob": 0.1, "retain_prob": 0.9, "retain_acc": 0.95}
+    good = {"start": start, "kept": kept, "target": 0.15, "kept_step": 40}
+    gone = good | {"kept": kept | {"retain_prob": 0.1, "retain_acc": 0.2}}
+    records = [record(100, 1e-4, **good), record(101, 1e-4, **gone), record(100, 1e-3, diverged="step 3"),
+               {"kind": "train", "status": "ok"}, record(102, 1e-4) | {"status": "failed"}]  # fmt: skip
+    place = {"scenario": "author", "checkpoint": "fit", "method": "npo"}
+    assert trial_rows(records) == [
+        place | {"setting": {"optim.lr": 1e-4}, "seeds": [100, 101], "kept": [40, 40], "excess": [-0.05, -0.05],
+                 "damage": [0.1, 0.9], "enough": [True, False]},
+        place | {"setting": {"optim.lr": 1e-3}, "seeds": [100], "kept": [None], "excess": [1.0], "damage": [1.0],
+                 "enough": [False]},
+    ]  # fmt: skip
