@@ -24,6 +24,7 @@ from llm_unlearn.report.section import Section, Studied, behind, sections, studi
 from llm_unlearn.report.tables import grids_markdown
 from llm_unlearn.report.text import DASH, count, printable
 from llm_unlearn.report.told import designed, told
+from llm_unlearn.report.untuned import same_settings_grid
 
 TITLE = "Does grokking make forgetting easier?"
 TOPICS = {  # of the paper's -> the claims that may stand for it in the overview, the first that the study leaves open
@@ -238,7 +239,12 @@ def _other_arm(s: Studied) -> Section:
     """Another arm of a study: what it says of the published claims, and of the primary contrast if it has that."""
     text = (*told(s.file), designed(s.file), "All its tables: vision_table1.md beside its file.")
     grids = [*primary(s.comparison), behind(s)] if s.comparison is not None and s.primary else []
-    return Section(s.file.title, text, grids=(*grids, *([claims_grid(s.claims)] if s.claims else [])))
+    untuned = same_settings_grid(s.file.content.trials, s.file.scenario, s.pairs)
+    return Section(
+        s.file.title,
+        text,
+        grids=(*grids, *([untuned] if untuned else []), *([claims_grid(s.claims)] if s.claims else [])),
+    )
 
 
 def _picture(main: Sequence[Studied]) -> str:

@@ -46,8 +46,8 @@ def same_settings_grid(trials: Sequence[Trial], scenario: str, pairs: Sequence[t
     heads = ("method", "settings", "tuning seeds", "forgot with enough kept", "damage", "updates")
     notes = (
         "Every setting tried, the same at both checkpoints and none chosen, on the tuning seeds. Forgot with enough "
-        "kept: share of trials that came to gold's level plus the margin with as much left as stop.floor asks, at the "
-        "one and at the other. Damage: fall of the kept answers' probability at the step kept, all trials. Updates to "
+        "kept: share of trials that came to the forget level with as much left as stop.floor asks, at the one and at "
+        "the other. Damage: fall of the kept answers' probability at the step kept, all trials. Updates to "
         "the step kept: ratio, of settings that did so at both. Means over settings, then over seeds [95 % interval "
         f"from {MIN_SEEDS} seeds on].",
     )
