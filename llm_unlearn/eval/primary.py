@@ -116,4 +116,4 @@ def judge(primary: Primary, paired: Callable[[str, str, str], Paired]) -> Primar
 def _enough(d: Paired) -> Paired:
     if d.why or len(d.a) >= MIN_SEEDS:
         return d
-    return replace(d, why=f"{len(d.a)} seeds in common, {MIN_SEEDS} needed")
+    return replace(d, why=f"{len(d.a)} seed{'' if len(d.a) == 1 else 's'} in common, {MIN_SEEDS} needed")

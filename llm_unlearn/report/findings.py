@@ -94,7 +94,7 @@ def markdown(page: Page, folder: str) -> str:
     ]
     for part in page.sections:
         lines += [f"{'#' * part.level} {part.title}", *(printable(text).replace("<", "&lt;") for text in part.text)]
-        lines += [f"![Forgetting against keeping: {name}]({folder}/{name}.svg)" for name in part.figures or ()]
+        lines += [f"![{plots.described(svg)}]({folder}/{name}.svg)" for name, svg in (part.figures or {}).items()]
         if part.grids:
             lines.append(grids_markdown(part.grids, part.level + 1).rstrip())
     return "\n\n".join(lines) + "\n"

@@ -67,7 +67,7 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]], bound: float, axis: str)
         axis: what is measured.
     """
     n = sum(1 + len(bars) for _, bars in groups)
-    with _figure(1.0 + 0.25 * n, WIDE) as (fig, ax):
+    with figure(1.0 + 0.25 * n, WIDE) as (fig, ax):
         edges = [abs(v) for _, bars in groups for b in bars for v in (b.lo, b.hi) if v is not None]
         if edges:
             ax.axvspan(-bound, bound, color=COLOURS["faint"], alpha=0.45, lw=0)
@@ -93,7 +93,7 @@ def forest(groups: Sequence[tuple[str, Sequence[Bar]]], bound: float, axis: str)
         ax.set_xlim(-most, most)
         ax.set_xlabel(axis)
         ax.spines["left"].set_visible(False)
-        return _svg(fig, "forest", f"{axis}: {listed([heading for heading, _ in groups])}")
+        return as_svg(fig, "forest", f"{axis}: {listed([heading for heading, _ in groups])}")
 
 
 def standalone(svg: str) -> bytes:
@@ -105,6 +105,12 @@ def standalone(svg: str) -> bytes:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
     page = '<rect width="100%" height="100%" fill="#ffffff"/>'
     return (re.sub(r">", lambda m: f">{page}", svg.replace("<svg ", head, 1), count=1) + "\n").encode()
+
+
+def described(svg: str) -> str:
+    """Return what a figure shows, in words."""
+    label = re.search(r'aria-label="([^"]*)"', svg)
+    return html.unescape(label[1]) if label else ""
 
 
 def training_curves(runs: Sequence[GrokRun]) -> dict[str, str]:
@@ -133,13 +139,13 @@ def updates_to_target(comparison: Comparison) -> str | None:
     if not aimed:
         return None
     methods = tuple(m for m in methods if any(o.method == m for o in aimed))
-    with _figure(1.3 + 0.4 * len(methods)) as (fig, ax):
+    with figure(1.3 + 0.4 * len(methods)) as (fig, ax):
         step = 0.7 / max(len(checkpoints), 1)
         for row, method in enumerate(methods):
             for i, kind in enumerate(checkpoints):
                 y = row + (i - (len(checkpoints) - 1) / 2) * step
                 for o in (o for o in runs_of(comparison, method, kind) if o in aimed):
-                    _reached(ax, o, y, _colour(kind))
+                    _reached(ax, o, y, colour_of(kind))
         ax.set_yticks(range(len(methods)), methods)
         ax.set_ylim(len(methods) - 0.5, -0.5)
         ax.set_xlim(left=0)
@@ -148,17 +154,17 @@ def updates_to_target(comparison: Comparison) -> str | None:
         ax.set_xlabel("updates to gold's forget probability")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        handles = [_key(_colour(kind), MARKERS.get(kind, "o"), kind) for kind in checkpoints]
-        handles.append(_key(COLOURS["ink"], ">", "not within the budget", hollow=True))
-        _legend_below(fig, handles)
-        return _svg(fig, "updates", f"Updates to target of {listed(methods)}")
+        handles = [key(colour_of(kind), MARKERS.get(kind, "o"), kind) for kind in checkpoints]
+        handles.append(key(COLOURS["ink"], ">", "not within the budget", hollow=True))
+        legend_below(fig, handles)
+        return as_svg(fig, "updates", f"Updates to target of {listed(methods)}")
 
 
 def _curve_panel(marked: GrokRun, run: GrokRun | None, gold: GrokRun | None) -> str:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     labels = words_of_training(marked.config).curves
-    with _figure(3.5) as (fig, ax):
+    with figure(3.5) as (fig, ax):
         handles: list[Any] = []
         for source, light in ((gold, run is not None), (run, False)):
             for key, role in CURVES.items():
@@ -196,16 +202,16 @@ def _curve_panel(marked: GrokRun, run: GrokRun | None, gold: GrokRun | None) -> 
         ax.set_xlabel("training steps (log)")
         ax.set_ylabel("accuracy")
         ax.grid(axis="y", color=COLOURS["faint"], linewidth=0.6)
-        _legend_below(fig, handles)
+        legend_below(fig, handles)
         marks = listed([f"{kind} at {step}" for kind, step in marked.marks.items()]) or "none"
-        return _svg(fig, f"curve-{marked.name}", f"Training curve of {marked.name}; checkpoints: {marks}")
+        return as_svg(fig, f"curve-{marked.name}", f"Training curve of {marked.name}; checkpoints: {marks}")
 
 
 def _frontier_panel(comparison: Comparison, method: str, runs: Sequence[Outcome]) -> str:
     kinds = [k for k in axes(comparison)[1] if any(o.checkpoint == k for o in runs)]
-    with _figure(3.5) as (fig, ax):
+    with figure(3.5) as (fig, ax):
         for kind in kinds:
-            colour, mark = _colour(kind), MARKERS.get(kind, "o")
+            colour, mark = colour_of(kind), MARKERS.get(kind, "o")
             for o in (o for o in runs if o.checkpoint == kind):
                 x, y = zip(*_path(o), strict=True)
                 ax.plot(x, y, color=colour, lw=1.3, alpha=0.85, zorder=2)
@@ -217,11 +223,11 @@ def _frontier_panel(comparison: Comparison, method: str, runs: Sequence[Outcome]
                 ax.plot(gx, gy, "*", color=colour, mec=COLOURS["ink"], mew=0.7, ms=13, zorder=4, clip_on=False)
         ax.set(xlim=(-0.02, 1.04), ylim=(-0.02, 1.06), xlabel="forget probability", ylabel="retain accuracy")
         ax.grid(color=COLOURS["faint"], linewidth=0.6)
-        handles = [_key(_colour(kind), MARKERS.get(kind, "o"), kind) for kind in kinds]
-        handles.append(_key(COLOURS["ink"], "o", "do nothing", hollow=True))
-        handles.append(_key(COLOURS["ink"], "*", "gold", size=10))
-        _legend_below(fig, handles)
-        return _svg(fig, f"frontier-{method}", f"Forgetting against keeping with {method} from {listed(kinds)}")
+        handles = [key(colour_of(kind), MARKERS.get(kind, "o"), kind) for kind in kinds]
+        handles.append(key(COLOURS["ink"], "o", "do nothing", hollow=True))
+        handles.append(key(COLOURS["ink"], "*", "gold", size=10))
+        legend_below(fig, handles)
+        return as_svg(fig, f"frontier-{method}", f"Forgetting against keeping with {method} from {listed(kinds)}")
 
 
 def _reached(ax: Any, outcome: Outcome, y: float, colour: str) -> None:
@@ -248,18 +254,21 @@ def _end(outcome: Outcome) -> tuple[float, float]:
     return _path(outcome)[-1] if x is None or y is None else (x, y)
 
 
-def _colour(kind: str) -> str:
+def colour_of(kind: str) -> str:
+    """Return a checkpoint's colour."""
     return COLOURS[kind if kind in ORDER else "other"]
 
 
-def _key(colour: str, marker: str, label: str, *, hollow: bool = False, size: float = 6) -> Any:
+def key(colour: str, marker: str, label: str, *, hollow: bool = False, size: float = 6) -> Any:
+    """Return an entry of a legend: a marker without a line."""
     from matplotlib.lines import Line2D
 
     face = "none" if hollow else colour
     return Line2D([], [], ls="none", marker=marker, mfc=face, mec=colour, ms=size, label=label)
 
 
-def _legend_below(fig: Any, handles: Iterable[Any]) -> None:
+def legend_below(fig: Any, handles: Iterable[Any]) -> None:
+    """Put a legend of two columns below a figure."""
     fig.legend(
         handles=list(handles), loc="outside lower center", ncols=2, frameon=False, fontsize=FONT - 0.5,
         handlelength=1.4, handletextpad=0.5, columnspacing=1.4, borderpad=0, borderaxespad=0.2,
@@ -268,7 +277,7 @@ def _legend_below(fig: Any, handles: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _figure(height: float, width: float = WIDTH):
+def figure(height: float, width: float = WIDTH):
     """An empty panel in our style. No pyplot: nothing global is touched and no window can open."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -287,7 +296,7 @@ def _figure(height: float, width: float = WIDTH):
         yield fig, fig.add_subplot(facecolor="none")
 
 
-def _svg(fig: Any, name: str, description: str) -> str:
+def as_svg(fig: Any, name: str, description: str) -> str:
     """Return an SVG element fit for putting into a page: no prolog, no metadata, no size, names of its own."""
     out = io.StringIO()
     fig.savefig(

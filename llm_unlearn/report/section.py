@@ -16,6 +16,7 @@ from llm_unlearn.report.costs import break_even_grid, training_grid
 from llm_unlearn.report.course import frontier_grid, spread_grid, times_grid
 from llm_unlearn.report.design import primary, starts
 from llm_unlearn.report.grid import Grid, Row
+from llm_unlearn.report.leftover import left_over
 from llm_unlearn.report.paper_table import PAIRS, checkpoints, present
 from llm_unlearn.report.probe_table import predictors, probe_claims, probe_grids
 from llm_unlearn.report.results import AT_LEVEL, StudyFile
@@ -89,7 +90,7 @@ def sections(s: Studied) -> list[Section]:
         _part("On the way", course),
         _part("Secondary outcomes, exploratory", [
             secondary_grid(few, [k for k in SHOWN if k in checkpoints(few)], present(few, pairs)), _everywhere(s),
-        ]),
+        ], _left(s)),
         _part("Without tuning", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
         _part("Cost", [training_grid(file), break_even_grid(file, _methods(s), s.pairs)]),
         _why(s),
@@ -130,8 +131,15 @@ def _methods(s: Studied) -> tuple[str, ...]:
     return () if s.primary is None else s.primary.declared.methods
 
 
-def _part(title: str, grids: Sequence[Grid | None]) -> Section:
-    return Section(title, grids=tuple(g for g in grids if g is not None), level=3)
+def _part(title: str, grids: Sequence[Grid | None], figures: Mapping[str, str] | None = None) -> Section:
+    return Section(title, figures=figures, grids=tuple(g for g in grids if g is not None), level=3)
+
+
+def _left(s: Studied) -> dict[str, str]:
+    """What is left of the forgotten, of the primary's runs, by method."""
+    kinds = [kind for kind in SHOWN if any(kind in pair for pair in s.pairs)]
+    found = left_over(s.file.of(s.file.scenario), _methods(s), kinds)
+    return {f"{s.file.path.stem}-left-{method}": svg for method, svg in found.items()}
 
 
 def _everywhere(s: Studied) -> Grid | None:
