@@ -112,7 +112,7 @@ def as_html(page: Page) -> str:
                 "title": part.title,
                 "level": part.level,
                 "text": [_marked(text) for text in part.text],
-                "figures": {name: Markup(svg) for name, svg in (part.figures or {}).items()},
+                "figures": {name: Markup(plots.with_ids(svg, name)) for name, svg in (part.figures or {}).items()},
                 "grids": part.grids,
             }
             for part in page.sections

@@ -107,6 +107,13 @@ def standalone(svg: str) -> bytes:
     return (re.sub(r">", lambda m: f">{page}", svg.replace("<svg ", head, 1), count=1) + "\n").encode()
 
 
+def with_ids(svg: str, prefix: str) -> str:
+    """Return a figure whose ids begin with a prefix, so that several can stand on one page."""
+    prefix = re.sub(r"\W", "-", prefix)
+    svg = re.sub(r' id="', f' id="{prefix}-', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+
+
 def described(svg: str) -> str:
     """Return what a figure shows, in words."""
     label = re.search(r'aria-label="([^"]*)"', svg)
@@ -307,10 +314,9 @@ def as_svg(fig: Any, name: str, description: str) -> str:
     # safe although made by pattern: every text in a figure is escaped by the writer, so none can look like a tag
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's
-    prefix = re.sub(r"\W", "-", name)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+    text = with_ids(text, name)
     for role, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{role}, {colour})")
     box = re.search(r'viewBox="[^"]*"', text)

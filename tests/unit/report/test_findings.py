@@ -83,6 +83,9 @@ def test_html_is_one_file_without_scripts_and_with_the_same_tables(written):
     assert html.count("<table>") == len(re.findall(r"^\| ---", md, re.MULTILINE))
     assert html.count("<svg") == 1 + 2 * 3 + 3
     assert "&lt;code" not in html
+    ids = re.findall(r' id="([^"]*)"', html)
+    assert len(ids) == len(set(ids)), "several studies have figures of one method"
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', html)) <= set(ids)
 
 
 def test_the_answer_is_three_sentences_from_the_contrasts(folder, page):
