@@ -25,10 +25,11 @@ from llm_unlearn.eval.compare import primary_of
 from llm_unlearn.eval.packed import unpack
 from llm_unlearn.eval.primary import PrimaryContrast
 from llm_unlearn.eval.probes.table import Settings
+from llm_unlearn.files import read_json
 from llm_unlearn.log import get_logger, setup
 from llm_unlearn.study.arms import Wanted, wanted
 from llm_unlearn.study.collect import study_content, write_rows
-from llm_unlearn.study.config import Extra, StudyConfig, load_study
+from llm_unlearn.study.config import StudyConfig, load_study
 from llm_unlearn.study.matrix import Cell, plan, with_trainings
 from llm_unlearn.study.probing import Look, probe_starts
 from llm_unlearn.study.runner import run_missing
@@ -80,6 +81,8 @@ def main() -> None:
     def run() -> None:
         study = study_config(args)
         path = args.results / f"language{'_quick' if args.quick else ''}.json"
+        if args.primary and path.exists() and "not run yet" not in read_json(path)["cells"]["measured"]:
+            raise UserError(f"{path}: holds the whole study; leave --primary out, or give another --results")
         content, contrasts = measure(study, args.jobs, args.probe_seeds, args.primary)
         flags = [flag for flag, given in (("--quick", args.quick), ("--primary", args.primary)) if given]
         content["command"] = " ".join(["python benchmarks/language.py", *flags, *(f"'{o}'" for o in args.overrides)])
@@ -100,32 +103,28 @@ def measure(
 ) -> tuple[dict[str, Any], Sequence[PrimaryContrast]]:
     """Tune and run; return what the file of results holds, and what came of the primary contrast."""
     log = get_logger("language")
-    folder = Path(study.out)
+    folder, everything = Path(study.out), wanted(study)
     store, searching = Store(folder), plan_tuning(study)
-    only = primary_cells(study) if primary_only else None
-    asked = {(w.scenario, w.checkpoint, w.method) for w in only or ()}
-    if only is not None:
-        searching = with_trainings(searching, [cell for cell in searching if _place(cell) in asked])
-    log.info("tuning: %d cells", len(searching))
-    tuning = run_missing(folder, searching, jobs)
-    found = choices(study, searching, store)
-    if only is not None:  # of the others nothing was tried, which is not that nothing was found
-        found = [c for c in found if (c.scenario or next(iter(only)).scenario, c.checkpoint, c.method) in asked]
+    asked = primary_cells(study) if primary_only else everything
+    trials = [cell for cell in searching if _place(cell) in {(w.scenario, w.checkpoint, w.method) for w in asked}]
+    log.info("tuning: %d trials", len(trials))
+    tuning = run_missing(folder, with_trainings(searching, trials), jobs)
+    untried = sum(cell.kind == "tune" for cell in searching) - len(trials)
+    found = [choice for choice in choices(study, searching, store) if _tried(study, choice, asked)]
     write_tuned(folder / "tuned.yaml", study, found)
-    measured, left_out = with_settings(study, found, folder / "tuned.yaml")
-    cells = plan(measured, only)
-    log.info("measuring: %d cells; no settings for %s", len(cells), ", ".join(left_out) or "none")
+    left, left_out = with_settings(asked, found)
+    measured = study.model_copy(update={"tuned": str(folder / "tuned.yaml")})
+    cells = plan(measured, left)
+    log.info("measuring: %d runs; no settings for %s", len(left), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, jobs)
-    if rest := len(wanted(measured)) - sum(cell.kind == "unlearn" for cell in cells):
-        ended["not run yet"] = rest
-    content = study_content(measured, [*searching, *cells], found, left_out, store)
+    content = study_content(measured, [*with_trainings(searching, trials), *cells], found, left_out, store)
     outcomes = unpack(content["outcomes"])
     judged = primary_of(outcomes)
     contrasts = () if judged is None else judged.contrasts
     content = {
         "what": "forgetting from memorised, grokked and control checkpoints of language models, against gold",
         "command": "",
-        "cells": {"tuning": tuning, "measured": ended},
+        "cells": {"tuning": _and_rest(tuning, untried), "measured": _and_rest(ended, len(everything) - len(asked))},
         **content,
         "primary": [vars(contrast) for contrast in contrasts],
         "probes": probe_starts(measured, outcomes, LOOK, measured.seeds[:probe_seeds], jobs),
@@ -133,46 +132,44 @@ def measure(
     return content, contrasts
 
 
-def primary_cells(study: StudyConfig) -> set[Wanted]:
-    """Return what the primary contrast reads. Raises UserError if there is none."""
-    if (p := study.primary) is None:
-        raise UserError("--primary: the study declares no primary contrast; leave it out")
-    kinds = {kind for pair in p.contrasts for kind in pair}
-    return {w for w in wanted(study) if w.scenario == p.scenario and w.checkpoint in kinds and w.method in p.methods}
+def _and_rest(ended: dict[str, int], rest: int) -> dict[str, int]:
+    return {**ended, "not run yet": rest} if rest else ended
 
 
 def _place(cell: Cell) -> tuple[str, str, str] | None:
     return None if cell.kind == "train" else (cell.spec["scenario"], cell.spec["checkpoint"], cell.spec["method"])
 
 
-def with_settings(study: StudyConfig, found: Sequence[Choice], path: Path) -> tuple[StudyConfig, list[str]]:
-    """Return the study without what tuning found no settings for: of the grid a checkpoint that no method has any for,
-    and of the others a method that lacks them somewhere; of extra cells the same. Raises UserError if nothing is left.
+def _tried(study: StudyConfig, choice: Choice, asked: Sequence[Wanted]) -> bool:
+    """Whether every trial of a choice was asked for; where only some were, that is not that nothing was found, and no
+    choice over all scenarios either.
+    """
+    same = {w.scenario for w in wanted(study) if (w.checkpoint, w.method) == (choice.checkpoint, choice.method)}
+    here = {w.scenario for w in asked if (w.checkpoint, w.method) == (choice.checkpoint, choice.method)}
+    return choice.scenario in here if choice.scenario else same == here
+
+
+def primary_cells(study: StudyConfig) -> list[Wanted]:
+    """Return what the primary contrast reads. Raises UserError if there is none."""
+    if (p := study.primary) is None:
+        raise UserError("--primary: the study declares no primary contrast; leave it out")
+    kinds = {kind for pair in p.contrasts for kind in pair}
+    return [w for w in wanted(study) if w.scenario == p.scenario and w.checkpoint in kinds and w.method in p.methods]
+
+
+def with_settings(asked: Sequence[Wanted], found: Sequence[Choice]) -> tuple[list[Wanted], list[str]]:
+    """Return what can be measured, without what tuning found no settings for: a checkpoint that no method has any for,
+    and of the others a method that lacks them somewhere; and the names left out. The study itself stays as declared,
+    so what is trained for the rest stays the same too. Raises UserError if nothing is left.
     """
     lacking = {(c.checkpoint, c.method) for c in found if c.setting is None}  # in any of the scenarios
-    asked = {(c.checkpoint, c.method) for c in found}
-    gone = {kind for kind, _ in asked if all(pair in lacking for pair in asked if pair[0] == kind)}
+    tried = {(c.checkpoint, c.method) for c in found}
+    gone = {kind for kind, _ in tried if all(pair in lacking for pair in tried if pair[0] == kind)}
     fewer = {name for kind, name in lacking if kind not in gone}
-    kinds = tuple(kind for kind in study.checkpoints if kind not in gone)
-    methods = {name: section for name, section in study.methods.items() if name not in fewer}
-    if not kinds or not methods:
-        raise UserError(f"{study.out}: no trial of tuning has a result; see the records in {study.out}/cells")
-    extra = [part for old in study.extra if (part := _left(old, gone, fewer)) is not None]
-    changes = {"tuned": str(path), "checkpoints": kinds, "methods": methods, "extra": tuple(extra)}
-    p = study.primary
-    if p and (gone & {kind for pair in p.contrasts for kind in pair} or fewer & set(p.methods)):
-        get_logger("language").warning("no primary contrast: tuning found no settings for a part of it")
-        changes["primary"] = None
-    return study.model_copy(update=changes), sorted([*gone, *fewer])
-
-
-def _left(part: Extra, gone: set[str], fewer: set[str]) -> Extra | None:
-    """A part of `extra` without these checkpoints and methods; None if that was all it had."""
-    kinds = tuple(kind for kind in part.checkpoints if kind not in gone)
-    names = tuple(name for name in part.methods if name not in fewer)
-    if (part.checkpoints and not kinds) or (part.methods and not names):
-        return None
-    return part.model_copy(update={"checkpoints": kinds, "methods": names})
+    left = [w for w in asked if w.checkpoint not in gone and w.method not in fewer]
+    if not left:
+        raise UserError("no trial of tuning has a result; see the records in the study's folder cells")
+    return left, sorted([*gone, *fewer])
 
 
 def told(c: PrimaryContrast) -> str:

@@ -23,7 +23,7 @@ from scipy.special import betaincinv, ndtr, stdtrit
 
 from llm_unlearn.eval.primary import Paired, Primary, judge
 from llm_unlearn.eval.reach import Time, log_rank, restricted_difference
-from llm_unlearn.resampling import cluster_bootstrap
+from llm_unlearn.resampling import cluster_bootstrap, combined_bootstrap
 from llm_unlearn.stats import (
     detectable_effect,
     equivalence,
@@ -173,6 +173,27 @@ def interval_checks(seed: int, n: int, c: Clustering) -> dict[str, Any]:
     return out
 
 
+def utility_checks(seed: int, n: int, c: Clustering) -> dict[str, Any]:
+    """Coverage of the interval of model utility: a harmonic mean of two scores of each of three sets of questions."""
+    draw = np.random.default_rng((seed, 4))
+    p = 0.4  # far from 1, where a harmonic mean bends most
+    out = {}
+    for name, sizes in (("tofu", ((40, 10), (100, 1), (117, 1))), ("few", ((8, 10), (20, 1), (20, 1)))):
+        inside = []
+        for k in range(n):
+            strata = []
+            for n_authors, n_items in sizes:
+                hits = author_hits(draw, np.full(2, p), c.author_share, n_authors, n_items)
+                items = (np.arange(n_items) < hits[..., None]).reshape(2, -1).T.astype(float)
+                strata.append((items, np.repeat(np.arange(n_authors), n_items)))
+            interval = combined_bootstrap(strata, lambda m: 6 / np.sum(1 / np.maximum(m, 1e-12)), n_boot=500, seed=k)
+            assert interval is not None
+            inside.append(interval.lo <= p <= interval.hi)
+        words = " and ".join(f"{a} authors x {b}" if b > 1 else f"{a} questions" for a, b in sizes)
+        out[f"utility_{name}"] = share(inside, 0.93, 0.97, f"model utility of {words}, true score {p:.2f}")
+    return out
+
+
 def time_checks(seed: int, n: int, c: Clustering) -> dict[str, Any]:
     """Updates to a level, some never reached within the budget: error and coverage of the restricted difference, and
     the log-rank test's error.
@@ -202,7 +223,7 @@ def time_checks(seed: int, n: int, c: Clustering) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[int, int, Clustering], dict[str, Any]]] = {
-    "primary": primary_checks, "intervals": interval_checks, "times": time_checks,
+    "primary": primary_checks, "intervals": interval_checks, "utility": utility_checks, "times": time_checks,
 }  # fmt: skip
 
 

@@ -163,13 +163,22 @@ def _relative(metric: Metric, entry: Entry, source: Source, reference: Source | 
     except UserError as error:
         return _unknown(metric, error)
     out: Line = {"value": metric.fn(attack.fn(*mine), attack.fn(*theirs)), "n": sum(map(len, mine))}
-    authors = [source.authors(split) for split in splits]
-    same = all(len(a) == len(b) for a, b in zip(mine, theirs, strict=True))
-    if n_boot and same and (drawn := auc_draws(*mine, *authors, n_boot=n_boot)) is not None:
-        of_gold = auc_draws(*theirs, *authors, n_boot=n_boot)
-        assert of_gold is not None
-        out["ci"] = _percentiles([metric.fn(a, b) for a, b in zip(drawn, of_gold, strict=True)])
+    if n_boot and _asked_alike(source, reference, splits):
+        authors = [source.authors(split) for split in splits]
+        drawn, of_gold = (auc_draws(*scores, *authors, n_boot=n_boot) for scores in (mine, theirs))
+        # where gold's AUC is 0 or 1 in a draw the share of it has no bounds, and an interval would say nothing
+        if drawn is not None and of_gold is not None and ((of_gold > 0) & (of_gold < 1)).all():
+            out["ci"] = _percentiles([metric.fn(a, b) for a, b in zip(drawn, of_gold, strict=True)])
     return out
+
+
+def _asked_alike(source: Source, reference: Source, splits: Sequence[str]) -> bool:
+    try:
+        for split in splits:
+            check_same_rows(source, reference, split)
+    except UserError:
+        return False
+    return True
 
 
 def _combine(metric: Metric, _entry: Entry, source: Source, reference: Source | None, n_boot: int) -> Line:

@@ -109,8 +109,8 @@ class Tuning(_Part):
 
 
 class Trial(_Part):
-    """A setting that tuning tried for a method at a checkpoint: by tuning seed the step kept, forget probability above
-    the target, damage, and whether enough was left.
+    """A setting that tuning tried for a method at a checkpoint: by tuning seed whether it reached the forget level with
+    enough left, the step kept and the fall of the kept answers' probability there (None: it broke down).
     """
 
     scenario: str
@@ -118,10 +118,9 @@ class Trial(_Part):
     method: str
     setting: dict[str, float]
     seeds: list[int]
+    reached: list[bool]
     kept: list[int | None]
-    excess: list[float]
-    damage: list[float]
-    enough: list[bool]
+    fall: list[float | None]
 
 
 class Spent(_Part):

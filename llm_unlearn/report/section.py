@@ -91,7 +91,7 @@ def sections(s: Studied) -> list[Section]:
         _part("Secondary outcomes, exploratory", [
             secondary_grid(few, [k for k in SHOWN if k in checkpoints(few)], present(few, pairs)), _everywhere(s),
         ], _left(s)),
-        _part("Without tuning", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
+        _part("Every setting tried", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
         _part("Cost", [training_grid(file), break_even_grid(file, _methods(s), s.pairs)]),
         _why(s),
     ]  # fmt: skip

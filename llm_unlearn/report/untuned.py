@@ -1,7 +1,7 @@
-"""The same settings at two checkpoints: what came of every setting that tuning tried, before any was chosen.
+"""The same settings at two checkpoints: what came of every setting that tuning tried.
 
-A comparison of checkpoints tuned each for itself rests on what was chosen; this one does not. It is on the tuning
-seeds, and exploratory.
+A comparison of checkpoints tuned each for itself rests on what was chosen for each; this one does not. It is on the
+tuning seeds, and exploratory.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from llm_unlearn.config import digest
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import MIN_SEEDS
 from llm_unlearn.report.results import Trial
-from llm_unlearn.report.text import DASH
+from llm_unlearn.report.text import DASH, counted
 from llm_unlearn.stats import mean_interval
 
 
 class Ended(NamedTuple):
-    """Whether a trial came to the level with enough left, its damage, and the step it kept (None: it broke down)."""
+    """Whether a trial came to the level with enough left, the step it kept, and by how much the probability of the kept
+    answers fell to there (None: it broke down).
+    """
 
-    good: bool
-    damage: float
+    reached: bool
     kept: int | None
+    fall: float | None
 
 
 def same_settings_grid(trials: Sequence[Trial], scenario: str, pairs: Sequence[tuple[str, str]]) -> Grid | None:
     """Return a line per pair of checkpoints and method: of the settings both were given, the share that came to the
-    level with enough left, and the mean difference in damage and in updates; None without trials of both sides.
+    level with enough left and, where both did, what that took and cost beside each other; None without trials of both.
     """
     methods = sorted({t.method for t in trials})
     rows: list[Row] = []
@@ -43,38 +45,38 @@ def same_settings_grid(trials: Sequence[Trial], scenario: str, pairs: Sequence[t
         rows += [Row((f"{group} minus {baseline}",), "section"), *part] if part else []
     if not rows:
         return None
-    heads = ("method", "settings", "tuning seeds", "forgot with enough kept", "damage", "updates")
+    heads = ("method", "trials", "seeds", "forgot with enough kept", "where both did", "fall of kept", "updates")
     notes = (
-        "Every setting tried, the same at both checkpoints and none chosen, on the tuning seeds. Forgot with enough "
-        "kept: share of trials that came to the forget level with as much left as stop.floor asks, at the one and at "
-        "the other. Damage: fall of the kept answers' probability at the step kept, all trials. Updates to "
-        "the step kept: ratio, of settings that did so at both. Means over settings, then over seeds [95 % interval "
-        f"from {MIN_SEEDS} seeds on].",
+        "Every setting tried, the same at both checkpoints, on the tuning seeds; what the study's file itself sets for "
+        "a method is kept. Forgot with enough kept: share of trials that came to the forget level with as much left as "
+        "stop.floor asks, at the one and at the other. Where both did: pairs of trials (seeds they are of); fall of "
+        "the kept answers' probability up to the step kept, difference; updates to that step, ratio. Means over the "
+        f"pairs of a seed, then over seeds [95 % interval from {MIN_SEEDS} of them on].",
     )
-    return Grid("The same settings, before any was chosen", heads, tuple(rows), notes)
+    return Grid("The same settings at both checkpoints", heads, tuple(rows), notes)
 
 
 def _ended(trials: Sequence[Trial], scenario: str, method: str, checkpoint: str) -> dict[tuple[int, str], Ended]:
     """(seed, setting) -> what came of it."""
     return {
-        (seed, digest(t.setting)): Ended(excess <= 0 and enough, damage, kept)
+        (seed, digest(t.setting)): Ended(reached, kept, fall)
         for t in trials
         if (t.scenario, t.method, t.checkpoint) == (scenario, method, checkpoint)
-        for seed, kept, excess, damage, enough in zip(t.seeds, t.kept, t.excess, t.damage, t.enough, strict=True)
+        for seed, reached, kept, fall in zip(t.seeds, t.reached, t.kept, t.fall, strict=True)
     }
 
 
 def _cells(both: Mapping[tuple[int, str], tuple[Ended, Ended]]) -> tuple[str, ...]:
-    n_settings, seeds = (len({key[i] for key in both}) for i in (1, 0))
-    shares = [f"{np.mean([pair[side].good for pair in both.values()]) * 100:.0f} %" for side in (0, 1)]
-    damage: dict[int, list[float]] = {}
+    shares = [f"{np.mean([pair[side].reached for pair in both.values()]) * 100:.0f} %" for side in (0, 1)]
+    falls: dict[int, list[float]] = {}
     logs: dict[int, list[float]] = {}
     for (seed, _), (a, b) in both.items():
-        damage.setdefault(seed, []).append(a.damage - b.damage)
-        if a.good and b.good and a.kept and b.kept:
+        if a.reached and b.reached and a.fall is not None and b.fall is not None and a.kept and b.kept:
+            falls.setdefault(seed, []).append(a.fall - b.fall)
             logs.setdefault(seed, []).append(math.log(a.kept / b.kept))
-    told = (_interval([float(np.mean(of)) for of in by.values()], ratio=by is logs) for by in (damage, logs))
-    return (str(n_settings), str(seeds), " / ".join(shares), *told)
+    told = [_interval([float(np.mean(of)) for of in by.values()], ratio=by is logs) for by in (falls, logs)]
+    pairs = f"{sum(map(len, falls.values()))} ({counted(len(falls), 'seed')})" if falls else "0"
+    return (str(len(both)), str(len({seed for seed, _ in both})), " / ".join(shares), pairs, *told)
 
 
 def _interval(values: Sequence[float], *, ratio: bool = False) -> str:

@@ -32,6 +32,11 @@ class Wanted:
     checkpoint: str
     method: str
 
+    @property
+    def label(self) -> str:
+        """Its cell's label."""
+        return " ".join(part for part in (f"seed{self.seed}", self.scenario, self.checkpoint, self.method) if part)
+
 
 def wanted(config: StudyConfig) -> list[Wanted]:
     """Return what a study measures, each once: the grid, then what `extra` adds."""

@@ -19,7 +19,7 @@ from llm_unlearn.study.tune import DIVERGED, Choice, draw_of
 MARKS = ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")
 ELSEWHERE = "DIR"
 """Stands in a file of results for where given data lies on the machine that made it."""
-TRIED = ("seeds", "kept", "excess", "damage", "enough")
+TRIED = ("seeds", "reached", "kept", "fall", "damage")
 """What is told of a setting that was tried, by tuning seed."""
 DECIDED = ("start_step", "steps", "kept_step", "stop", "target", "kept_faults")
 """What is in a digest of an unlearning run besides every metric: no times, no folders."""
@@ -56,8 +56,10 @@ def study_content(
 def declared(study: StudyConfig) -> dict[str, Any]:
     """Return a study as plain values, without what is of this machine: its folders, and where given data lies."""
     values = study.model_dump(mode="json", exclude={"out", "tuned", "design"})
-    if (data := values["grok"]["data"])["path"] is not None:
-        data["path"] = ELSEWHERE
+    parts = [values["grok"], *(control["changes"] for control in values["controls"].values())]
+    for data in (part.get("data") for part in parts):
+        for key in {"path", "forget_path"} & (data or {}).keys():
+            data[key] = data[key] and ELSEWHERE
     return values
 
 
@@ -96,21 +98,28 @@ def tuned_row(choice: Choice) -> dict[str, Any]:
 
 
 def trial_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per setting that tuning tried for a method at a checkpoint, with what came of it by tuning seed: the step
-    kept, forget probability above the target there (`excess`), `damage` and whether `enough` was left (`tune.Draw`).
+    """A row per setting that tuning tried for a method at a checkpoint, with what came of it by tuning seed: whether it
+    `reached` the forget level with as much left as `stop.floor` asks, the step kept, the `fall` of the kept answers'
+    probability there, and `damage`, by which tuning chose (the mean fall of what is kept and held out, `tune.Draw`).
+    Step and fall are None of a run that broke down.
     """
     rows: dict[str, dict[str, Any]] = {}
     for r in records:
         if r["kind"] != "tune" or r["status"] != "ok":
             continue
-        spec, draw = r["spec"], draw_of(r["result"], r["spec"]["config"]["stop"]["floor"])
+        spec, result = r["spec"], r["result"]
+        draw = draw_of(result, spec["config"]["stop"]["floor"])
         place = {key: spec[key] for key in ("scenario", "checkpoint", "method")} | {"setting": spec["trial"]}
-        row = rows.setdefault(
-            digest(place), place | {"seeds": [], "kept": [], "excess": [], "damage": [], "enough": []}
-        )
-        kept = r["result"].get("kept_step")  # none of a run that broke down
-        told = {"seeds": spec["seed"], "kept": kept, "excess": round(draw.excess, 5), "damage": round(draw.damage, 5)}
-        for key, value in (told | {"enough": draw.enough and draw != DIVERGED}).items():
+        row = rows.setdefault(digest(place), place | {key: [] for key in TRIED})
+        whole = draw != DIVERGED
+        told = {
+            "seeds": spec["seed"],
+            "reached": whole and draw.excess <= 0 and draw.enough,
+            "kept": result["kept_step"] if whole else None,
+            "fall": round(result["start"]["retain_prob"] - result["kept"]["retain_prob"], 5) if whole else None,
+            "damage": round(draw.damage, 5),
+        }
+        for key, value in told.items():
             row[key].append(value)
     return list(rows.values())
 

@@ -12,6 +12,7 @@ from typing import Any
 from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_json
+from llm_unlearn.study.arms import wanted
 from llm_unlearn.study.collect import ELSEWHERE, result_digest
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
@@ -56,11 +57,13 @@ def reproduce(results: Path, label: str, out: Path, jobs: int = 1, data_path: st
         raise UserError(f"{results}: no finished cell '{label}'{suggest(label, digests)}")
     study = build_config(StudyConfig, {**content["study"], "out": str(out)}, f"{results}: study")
     study = _with_data(study, data_path, results)
-    cells = plan(_with_tuned(study, content, out / "tuned.yaml", results))
-    cell = next((c for c in cells if c.label == label), None)
-    if cell is None:
+    study = _with_tuned(study, content, out / "tuned.yaml", results)
+    asked = [w for w in wanted(study) if w.label == label]
+    if not asked:
         raise UserError(f"{results}: its study plans no cell '{label}'; the file does not fit together, make it again")
-    run_missing(out, [*(c for c in cells if c.id in cell.after), cell], jobs)
+    cells = plan(study, asked)  # alone: a study that was not run to its end has no settings for the others
+    cell = cells[-1]
+    run_missing(out, cells, jobs)
     record = Store(out).read(cell)
     status = "waiting" if record is None else record["status"]
     found = result_digest(record) if record is not None and status == "ok" else ""
@@ -68,12 +71,12 @@ def reproduce(results: Path, label: str, out: Path, jobs: int = 1, data_path: st
 
 
 def _with_data(study: StudyConfig, path: str | None, results: Path) -> StudyConfig:
-    lies_elsewhere = study.grok.data.path == ELSEWHERE
-    if lies_elsewhere and path is None:
-        raise UserError(f"{results}: its data was given as files; say where they lie here with --data-path")
-    if path is None:
+    given = study.grok.data.path
+    if path is None and given != ELSEWHERE:
         return study
-    if not lies_elsewhere:
+    if path is None:
+        raise UserError(f"{results}: its data was given as files; say where they lie here with --data-path")
+    if given is None:
         raise UserError(f"--data-path {path}: the data of {results} was not given as files; leave it out")
     data = study.grok.data.model_copy(update={"path": path})
     return study.model_copy(update={"grok": study.grok.model_copy(update={"data": data})})

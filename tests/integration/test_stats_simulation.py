@@ -25,7 +25,7 @@ def program():
     return module
 
 
-@pytest.mark.parametrize("group", ["primary", "intervals", "times"])
+@pytest.mark.parametrize("group", ["primary", "intervals", "utility", "times"])
 def test_rates_are_within_their_bars(program, group):
     found = program.CHECKS[group](3, STUDIES, program.MEASURED)
     checks = {name: check for name, check in found.items() if isinstance(check, dict)}

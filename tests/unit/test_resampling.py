@@ -85,7 +85,23 @@ def test_combined_bootstrap_covers_a_harmonic_mean_of_three_sets():
     assert 0.92 <= held / 300 <= 0.98
 
 
+def test_combined_bootstrap_draws_strata_apart():
+    # of the same clusters drawn alike the sum of a score and its opposite would never vary
+    x = np.arange(8.0)[:, None]
+    found = combined_bootstrap([(x, np.arange(8)), (-x, np.arange(8))], lambda means: float(means.sum()), n_boot=400)
+    one = combined_bootstrap([(x, np.arange(8))], lambda means: float(means[0]), n_boot=400)
+    assert found.hi - found.lo > 1.2 * (one.hi - one.lo)
+
+
 def test_combined_bootstrap_leaves_out_what_does_not_apply_and_refuses():
+    sparse = np.full((10, 1), np.nan)
+    sparse[[1, 4, 7], 0] = [0.2, 0.5, 0.8]
+    alone = cluster_bootstrap(sparse[:, 0], np.arange(10), n_boot=20_000)
+    found = combined_bootstrap([(sparse, np.arange(10))], lambda means: float(means[0]), n_boot=20_000)
+    assert (found.mean, found.n) == (0.5, 3), "the clusters a score applies to count, not all there are"
+    assert [found.lo, found.hi] == [max(0.0, alone.lo), min(1.0, alone.hi)] == [0, 1]
+    with pytest.raises(ValueError, match="n_boot must be >= 1"):
+        combined_bootstrap([(sparse, np.arange(10))], np.sum, n_boot=0)
     one, two = ([[1.0, np.nan], [3.0, 4.0], [5.0, 8.0]], "abc"), ([[2.0], [2.0]], "ab")
     found = combined_bootstrap([(a, list(b)) for a, b in (one, two)], lambda means: float(means.sum()), n_boot=50)
     assert found.mean == 3 + 6 + 2

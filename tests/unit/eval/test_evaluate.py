@@ -251,6 +251,12 @@ def test_an_attack_set_against_gold_s_has_a_paired_interval():
     assert compute(suite, source(0.1), source(0.1))["it"]["ci"] == [0, 0], "what is like gold is so in every draw"
     line = compute(suite, source(0.3), source(0.0))["it"]
     assert -100 < line["ci"][0] < line["value"] < line["ci"][1] < 0
+    # two authors a side: in some draws gold tells all, and a share of nothing has no bounds
+    levels = {"forget": (-1.0, -3.0), "holdout": (-2.2, -2.3)}
+    records = {split: [make_record(i, logp=[x] * 3, author=f"{split}{i}") for i, x in enumerate(of)]
+               for split, of in levels.items()}  # fmt: skip
+    few = compute(suite, RecordSource(records), RecordSource(records))["it"]
+    assert (few["value"], few["ci"]) == (0, None)
 
 
 def test_the_intervals_of_results_contain_their_values(result):

@@ -30,6 +30,9 @@ def test_where_given_data_lies_is_not_told_and_is_asked_for_to_reproduce(tmp_pat
     given = StudyConfig.model_validate({"grok": {"data": {"kind": "cifar10", "path": "/home/somebody/cifar"}}})
     assert declared(given)["grok"]["data"]["path"] == "DIR"
     assert declared(StudyConfig())["grok"]["data"]["path"] is None
+    elsewhere = {"easy": {"take": "fit", "changes": {"data": {"forget_path": "/home/somebody/forget.jsonl"}}}}
+    told = declared(StudyConfig.model_validate({"controls": elsewhere}))
+    assert told["controls"]["easy"]["changes"]["data"] == {"forget_path": "DIR"}
 
     def results(study: StudyConfig) -> Path:
         path = tmp_path / "results.json"
@@ -50,16 +53,18 @@ def test_trials_are_told_by_setting_with_what_came_of_each_seed():
         spec["config"] = {"stop": {"floor": 0.8}}
         return {"kind": "tune", "status": "ok", "spec": spec, "result": result}
 
-    start = {"forget_prob": 1.0, "retain_prob": 1.0, "retain_acc": 1.0}
-    kept = {"forget_prob": 0.1, "retain_prob": 0.9, "retain_acc": 0.95}
+    start = {"forget_prob": 1.0, "retain_prob": 1.0, "val_prob": 0.8, "retain_acc": 1.0}
+    kept = {"forget_prob": 0.1, "retain_prob": 0.9, "val_prob": 0.6, "retain_acc": 0.95}
     good = {"start": start, "kept": kept, "target": 0.15, "kept_step": 40}
     gone = good | {"kept": kept | {"retain_prob": 0.1, "retain_acc": 0.2}}
-    records = [record(100, 1e-4, **good), record(101, 1e-4, **gone), record(100, 1e-3, diverged="step 3"),
+    near = good | {"kept": kept | {"forget_prob": 0.150004}}
+    records = [record(100, 1e-4, **good), record(101, 1e-4, **gone), record(102, 1e-4, **near),
+               record(100, 1e-3, diverged="step 3"),
                {"kind": "train", "status": "ok"}, record(102, 1e-4) | {"status": "failed"}]  # fmt: skip
     place = {"scenario": "author", "checkpoint": "fit", "method": "npo"}
     assert trial_rows(records) == [
-        place | {"setting": {"optim.lr": 1e-4}, "seeds": [100, 101], "kept": [40, 40], "excess": [-0.05, -0.05],
-                 "damage": [0.1, 0.9], "enough": [True, False]},
-        place | {"setting": {"optim.lr": 1e-3}, "seeds": [100], "kept": [None], "excess": [1.0], "damage": [1.0],
-                 "enough": [False]},
+        place | {"setting": {"optim.lr": 1e-4}, "seeds": [100, 101, 102], "reached": [True, False, False],
+                 "kept": [40] * 3, "fall": [0.1, 0.9, 0.1], "damage": [0.15, 0.55, 0.15]},
+        place | {"setting": {"optim.lr": 1e-3}, "seeds": [100], "reached": [False], "kept": [None], "fall": [None],
+                 "damage": [1.0]},
     ]  # fmt: skip
