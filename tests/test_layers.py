@@ -18,7 +18,19 @@ LAYERS = [
     {"base"}, {"data"}, {"models"}, {"eval", "train"}, {"grok", "unlearn"}, {"attacks"}, {"study", "plan"}, {"report"},
     {"cli"},
 ]  # fmt: skip
-BASE = {"config", "config_schema", "config_yaml", "errors", "files", "interrupt", "log", "seeding", "stats", "usage"}
+BASE = {
+    "config",
+    "config_schema",
+    "config_yaml",
+    "errors",
+    "files",
+    "interrupt",
+    "log",
+    "resampling",
+    "seeding",
+    "stats",
+    "usage",
+}
 LEAVES = {"methods"}  # imports torch only, so anyone may import it
 HEAVY = {"datasets", "evaluate", "peft", "matplotlib", "pyarrow", "sklearn", "deepspeed", "lm_eval"}
 METRICS_MAY = {"numpy", "scipy", "rouge_score", "llm_unlearn.eval.metrics"}

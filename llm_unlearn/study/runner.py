@@ -68,7 +68,8 @@ def run_missing(study: Path, cells: Sequence[Cell], jobs: int) -> dict[str, int]
 
 def _next(waiting: Sequence[Cell], ended: Mapping[str, str]) -> list[Cell]:
     """Return the cells that nothing is to be waited for any more, trainings last: a seed is measured before the next is
-    trained, so that a mistake shows in the first hour, and a study that is cut off holds whole seeds.
+    trained, but for what idle processes begin with, so that a mistake shows early and a study that is cut off holds
+    whole seeds.
     """
     ready = [c for c in waiting if all(ended.get(a) in ("ok", "censored") for a in c.after)]
     return sorted(ready, key=lambda c: c.kind == "train")

@@ -121,7 +121,7 @@ def test_the_primary_first_then_the_whole_and_again(program, tmp_path):
     assert content["left_out"] == []
     assert content["command"] == "python benchmarks/language.py --quick --primary"
     before = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
-    assert reproduce(results / "language_quick.json", "seed2 author easy graddiff", tmp_path / "partly").identical
+    _reproduced(results / "language_quick.json", tmp_path)  # of a part; the whole's file has more of the same
     quick = program.study_config(Namespace(study=str(folder), quick=True, overrides=[]))
     content = {**program.measure(quick, 1)[0], "command": "python benchmarks/language.py --quick"}
     program.write_rows(results / "language_quick.json", content)
@@ -145,7 +145,6 @@ def test_the_primary_first_then_the_whole_and_again(program, tmp_path):
     again, _ = program.measure(quick, 1)
     assert {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()} == records, "nothing ran twice"
     assert json.loads(json.dumps({**again, "command": content["command"]})) == content
-    _reproduced(results / "language_quick.json", tmp_path)
 
 
 def _reproduced(results: Path, tmp_path: Path) -> None:
