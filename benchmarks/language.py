@@ -1,26 +1,32 @@
 """Does grokking make forgetting easier, in language? The whole study of recipes/configs/study/language.yaml.
 
-    python benchmarks/language.py --jobs 2             # about 12 CPU-hours: 54 + 110 trainings, 1,782 trials, 540 runs
-    python benchmarks/language.py --jobs 2 --primary   # the primary contrast's cells first: about a third of the time
+    python benchmarks/language.py --jobs 2             # about 14 CPU-hours: 54 + 110 trainings, 1,782 trials, 540 runs
+    python benchmarks/language.py --jobs 2 --parts primary      # a part: the primary contrast's cells, 4 CPU-hours
+    python benchmarks/language.py --jobs 2 --parts methods,checkpoints --from benchmarks/results/language.json
     python benchmarks/language.py --quick              # toy: 12 authors, 2 methods, 3 seeds; a minute, says nothing
 
-Steps: tune (every method at every checkpoint and scenario it is measured at, on a seed of its own), the study with what
-was chosen, probes of the start models, results. Writes language.json: a row per run, training, choice and probed model,
-the design's sha256, and the machine. Prints what came of the primary contrast. Everything finished is kept: run it
-again to go on. `llm-unlearn study report` makes the findings of it.
+Steps: tune (every method at every checkpoint and scenario it is measured at, on seeds of their own), the study with
+what was chosen, probes of the start models, results. Writes language.json: a row per run, training, choice and probed
+model, the design's sha256, and the machine. Prints what came of the primary contrast. Everything finished is kept: run
+it again to go on. `llm-unlearn study report` makes the findings of it.
 
-What no model reached is left out and told: a checkpoint that the tuning seed never reached has no settings, one that a
+Parts: `primary`, what the primary contrast rests on; of its scenario, `methods`, the other methods, and `checkpoints`,
+the other checkpoints; `scenarios`, the other scenarios and sizes. They have no run in common, only start models. With
+`--from FILE` what a file of results holds is not run again, also where the folder of the study is gone, and what is
+run joins it; models that more runs begin from are trained again.
+
+What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
 seed of the study never reached is a censored cell.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.errors import UserError, run_main
+from llm_unlearn.errors import UserError, run_main, suggest
 from llm_unlearn.eval.compare import primary_of
 from llm_unlearn.eval.packed import unpack
 from llm_unlearn.eval.primary import PrimaryContrast
@@ -30,6 +36,7 @@ from llm_unlearn.log import get_logger, setup
 from llm_unlearn.study.arms import Wanted, wanted
 from llm_unlearn.study.collect import study_content, write_rows
 from llm_unlearn.study.config import StudyConfig, load_study
+from llm_unlearn.study.joined import Held, held_in, join, progress_of
 from llm_unlearn.study.matrix import Cell, plan, with_trainings
 from llm_unlearn.study.probing import Look, probe_starts
 from llm_unlearn.study.runner import run_missing
@@ -64,13 +71,15 @@ QUICK = (  # trainings too short to memorise anything: `fit` is never reached, a
 )
 
 
+PARTS = ("primary", "methods", "checkpoints", "scenarios")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="toy size: does it run?")
-    parser.add_argument(
-        "--primary", action="store_true", help="tune and run what the primary contrast rests on, no more"
-    )
+    parser.add_argument("--parts", default="", help=f"by comma, of {', '.join(PARTS)}; default the whole study")
+    parser.add_argument("--from", dest="before", type=Path, help="file of results to go on from")
     parser.add_argument("--study", help="folder of runs and records; default studies/language, quick: -quick")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
@@ -79,13 +88,15 @@ def main() -> None:
     args = parser.parse_args()
 
     def run() -> None:
-        study = study_config(args)
+        study, parts = study_config(args), tuple(filter(None, args.parts.split(",")))
         path = args.results / f"language{'_quick' if args.quick else ''}.json"
-        if args.primary and path.exists() and "not run yet" not in read_json(path)["cells"]["measured"]:
-            raise UserError(f"{path}: holds the whole study; leave --primary out, or give another --results")
-        content, contrasts = measure(study, args.jobs, args.probe_seeds, args.primary)
-        flags = [flag for flag, given in (("--quick", args.quick), ("--primary", args.primary)) if given]
-        content["command"] = " ".join(["python benchmarks/language.py", *flags, *(f"'{o}'" for o in args.overrides)])
+        if parts and args.before is None and path.exists():
+            raise UserError(f"{path}: is there already; go on from it with --from {path}, or give another --results")
+        before = None if args.before is None else read_json(args.before)
+        content, contrasts = measure(study, args.jobs, args.probe_seeds, parts, before)
+        flags = [*(["--quick"] if args.quick else []), *([f"--parts {args.parts}"] if parts else [])]
+        mine = " ".join(["python benchmarks/language.py", *flags, *(f"'{o}'" for o in args.overrides)])
+        content["command"] = mine if before is None else f"{before['command']}; {mine} --from the former"
         write_rows(path, content)
         print("\n".join([*map(told, contrasts), f"{path}: {path.stat().st_size / 1e6:.2f} MB"]))
 
@@ -99,62 +110,87 @@ def study_config(args: argparse.Namespace) -> StudyConfig:
 
 
 def measure(
-    study: StudyConfig, jobs: int, probe_seeds: int = 5, primary_only: bool = False
+    study: StudyConfig,
+    jobs: int,
+    probe_seeds: int = 5,
+    parts: Sequence[str] = (),
+    before: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Sequence[PrimaryContrast]]:
-    """Tune and run; return what the file of results holds, and what came of the primary contrast."""
+    """Tune and run what a file of results does not hold; return what the new one holds, all of `before` too, and what
+    came of the primary contrast.
+    """
     log = get_logger("language")
-    folder, everything = Path(study.out), wanted(study)
-    store, searching = Store(folder), plan_tuning(study)
-    asked = primary_cells(study) if primary_only else everything
-    trials = [cell for cell in searching if _place(cell) in {(w.scenario, w.checkpoint, w.method) for w in asked}]
+    held = Held() if before is None else held_in(before, study, "--from")
+    asked = [w for w in cells_of(study, parts) if w.label not in held.ended]
+    folder, searching = Path(study.out), plan_tuning(study)
+    store, one = Store(folder), len(set(study.tune.scenarios or study.scenarios)) < 2
+    places = {(w.scenario, w.checkpoint, w.method) for w in asked if not held.tuned(w, one)}
+    trials = [cell for cell in searching if _place(cell) in places]
     log.info("tuning: %d trials", len(trials))
-    tuning = run_missing(folder, with_trainings(searching, trials), jobs)
-    untried = sum(cell.kind == "tune" for cell in searching) - len(trials)
-    found = [choice for choice in choices(study, searching, store) if _tried(study, choice, asked)]
-    write_tuned(folder / "tuned.yaml", study, found)
-    left, left_out = with_settings(asked, found)
+    run_missing(folder, with_trainings(searching, trials), jobs)
+    chosen = [choice for choice in choices(study, searching, store) if _tried(study, choice, places)]
+    write_tuned(folder / "tuned.yaml", study, [*held.choices, *chosen])
+    left, left_out = with_settings(asked, [*held.choices, *chosen])
     measured = study.model_copy(update={"tuned": str(folder / "tuned.yaml")})
     cells = plan(measured, left)
     log.info("measuring: %d runs; no settings for %s", len(left), ", ".join(left_out) or "none")
-    ended = run_missing(folder, cells, jobs)
-    content = study_content(measured, [*with_trainings(searching, trials), *cells], found, left_out, store)
-    outcomes = unpack(content["outcomes"])
-    judged = primary_of(outcomes)
+    run_missing(folder, cells, jobs)
+    content = study_content(measured, [*with_trainings(searching, trials), *cells], chosen, left_out, store)
+    probed = () if before is None else before["probes"]
+    new = [o for o in unpack(content["outcomes"]) if (o.seed, o.checkpoint) not in {_model(row) for row in probed}]
+    content["probes"] = [*probed, *probe_starts(measured, new, LOOK, measured.seeds[:probe_seeds], jobs)]
+    whole = content if before is None else join(before, content)
+    judged = primary_of(unpack(whole["outcomes"]))
     contrasts = () if judged is None else judged.contrasts
-    content = {
+    head = {
         "what": "forgetting from memorised, grokked and control checkpoints of language models, against gold",
         "command": "",
-        "cells": {"tuning": _and_rest(tuning, untried), "measured": _and_rest(ended, len(everything) - len(asked))},
-        **content,
-        "primary": [vars(contrast) for contrast in contrasts],
-        "probes": probe_starts(measured, outcomes, LOOK, measured.seeds[:probe_seeds], jobs),
+        "cells": progress_of(study, whole),
     }
-    return content, contrasts
+    return {**head, **whole, "primary": [vars(contrast) for contrast in contrasts]}, contrasts
 
 
-def _and_rest(ended: dict[str, int], rest: int) -> dict[str, int]:
-    return {**ended, "not run yet": rest} if rest else ended
+def _model(row: Mapping[str, Any]) -> tuple[int, str]:
+    return row["seed"], row["checkpoint"]
 
 
 def _place(cell: Cell) -> tuple[str, str, str] | None:
     return None if cell.kind == "train" else (cell.spec["scenario"], cell.spec["checkpoint"], cell.spec["method"])
 
 
-def _tried(study: StudyConfig, choice: Choice, asked: Sequence[Wanted]) -> bool:
+def _tried(study: StudyConfig, choice: Choice, places: Collection[tuple[str, str, str]]) -> bool:
     """Whether every trial of a choice was asked for; where only some were, that is not that nothing was found, and no
     choice over all scenarios either.
     """
-    same = {w.scenario for w in wanted(study) if (w.checkpoint, w.method) == (choice.checkpoint, choice.method)}
-    here = {w.scenario for w in asked if (w.checkpoint, w.method) == (choice.checkpoint, choice.method)}
-    return choice.scenario in here if choice.scenario else same == here
+    pair = (choice.checkpoint, choice.method)
+    of = (
+        {choice.scenario}
+        if choice.scenario
+        else {w.scenario for w in wanted(study) if (w.checkpoint, w.method) == pair}
+    )
+    return {(scenario, *pair) for scenario in of} <= set(places)
 
 
-def primary_cells(study: StudyConfig) -> list[Wanted]:
-    """Return what the primary contrast reads. Raises UserError if there is none."""
+def cells_of(study: StudyConfig, parts: Sequence[str]) -> list[Wanted]:
+    """Return what the named parts of a study measure; all of it for none. Raises UserError for an unknown part, and for
+    parts of a study without a primary contrast.
+    """
+    if not parts:
+        return wanted(study)
     if (p := study.primary) is None:
-        raise UserError("--primary: the study declares no primary contrast; leave it out")
+        raise UserError("--parts: the study declares no primary contrast; leave it out")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise UserError(f"--parts: unknown part '{unknown[0]}'{suggest(unknown[0], PARTS)}; of {', '.join(PARTS)}")
     kinds = {kind for pair in p.contrasts for kind in pair}
-    return [w for w in wanted(study) if w.scenario == p.scenario and w.checkpoint in kinds and w.method in p.methods]
+
+    def part(w: Wanted) -> str:
+        if w.scenario != p.scenario:
+            return "scenarios"
+        if w.checkpoint not in kinds:
+            return "checkpoints"
+        return "primary" if w.method in p.methods else "methods"
+
+    return [w for w in wanted(study) if part(w) in parts]
 
 
 def with_settings(asked: Sequence[Wanted], found: Sequence[Choice]) -> tuple[list[Wanted], list[str]]:
@@ -168,7 +204,7 @@ def with_settings(asked: Sequence[Wanted], found: Sequence[Choice]) -> tuple[lis
     fewer = {name for kind, name in lacking if kind not in gone}
     left = [w for w in asked if w.checkpoint not in gone and w.method not in fewer]
     if not left:
-        raise UserError("no trial of tuning has a result; see the records in the study's folder cells")
+        raise UserError("nothing is left to run: all of it is there, or no trial of tuning has a result (see cells/)")
     return left, sorted([*gone, *fewer])
 
 

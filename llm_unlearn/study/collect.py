@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.config import digest
+from llm_unlearn.errors import UserError
 from llm_unlearn.eval.outcome import Outcome, find_outcomes
 from llm_unlearn.eval.packed import pack
 from llm_unlearn.files import write_atomic
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import Cell
 from llm_unlearn.study.store import Store, environment
-from llm_unlearn.study.tune import DIVERGED, Choice, draw_of
+from llm_unlearn.study.tune import DIVERGED, Choice, Score, draw_of
 
 MARKS = ("early", "t_fit", "t_gen", "stable_at", "post", "ratio", "phase")
 ELSEWHERE = "DIR"
@@ -45,6 +46,7 @@ def study_content(
         "cost": costs(records),
         "trainings": [row for r in records if (row := training_row(r))],
         **failures(records, store.folder.parent),
+        "unreached": sorted(r["label"] for r in records if r["status"] == "censored" and r["kind"] == "unlearn"),
         "tuned": [tuned_row(choice) for choice in found],
         "trials": trial_rows(records),
         "digests": {r["label"]: result_digest(r) for r in records if r["status"] == "ok" and r["kind"] == "unlearn"},
@@ -95,6 +97,15 @@ def tuned_row(choice: Choice) -> dict[str, Any]:
     """What tuning chose for a method at a checkpoint, and how good it was."""
     score = None if choice.score is None else vars(choice.score)
     return {**vars(choice), "score": score}
+
+
+def choices_in(content: Mapping[str, Any], where: str) -> list[Choice]:
+    """Return what tuning chose as a file of results tells it (`tuned_row`). Raises UserError where it does not."""
+    try:
+        rows = [{**row, "score": row["score"] and Score(**row["score"])} for row in content.get("tuned") or ()]
+        return [Choice(**row) for row in rows]
+    except (TypeError, KeyError):
+        raise UserError(f"{where}: its rows of tuning cannot be read; make the file again") from None
 
 
 def trial_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from llm_unlearn.config import build_config
 from llm_unlearn.errors import UserError, suggest
 from llm_unlearn.files import read_json
 from llm_unlearn.study.arms import wanted
-from llm_unlearn.study.collect import ELSEWHERE, result_digest
+from llm_unlearn.study.collect import ELSEWHERE, choices_in, result_digest
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store, environment
-from llm_unlearn.study.tune import Choice, Score, write_tuned
+from llm_unlearn.study.tune import write_tuned
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,7 @@ def _with_data(study: StudyConfig, path: str | None, results: Path) -> StudyConf
 
 def _with_tuned(study: StudyConfig, content: Mapping[str, Any], path: Path, results: Path) -> StudyConfig:
     """Return the study with the settings its cells had, written to `path` again."""
-    try:
-        rows = [{**row, "score": row["score"] and Score(**row["score"])} for row in content.get("tuned") or ()]
-        choices = [Choice(**row) for row in rows]
-    except (TypeError, KeyError):
-        raise UserError(f"{results}: its rows of tuning cannot be read; make the file again") from None
+    choices = choices_in(content, str(results))
     if not choices:
         return study
     write_tuned(path, study, choices)

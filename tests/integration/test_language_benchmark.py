@@ -83,14 +83,14 @@ def test_what_tuning_never_reached_is_left_out(program, study):
     assert left_out == ["ga", "post"]
     assert set(everything) - set(left) == {w for w in everything if w.checkpoint == "post" or w.method == "ga"}
     # what is trained for the others stays the same: what the primary's runs began from still fits
-    trained = {c.id for c in plan(study, program.primary_cells(study)) if c.kind == "train"}
+    trained = {c.id for c in plan(study, program.cells_of(study, ["primary"])) if c.kind == "train"}
     assert trained <= {c.id for c in plan(study, left)}
     with pytest.raises(UserError, match="no trial of tuning has a result"):
         program.with_settings(everything, found(*{(w.checkpoint, w.method) for w in everything}))
 
 
 def test_the_primary_alone_plans_the_same_cells_as_the_whole(program, study, tmp_path):
-    only = program.primary_cells(study)
+    only = program.cells_of(study, ["primary"])
     assert len(only) == 90, "3 methods x 3 checkpoints x 10 seeds"
 
     def tuned(name: str, places: dict[str, list[str]]) -> StudyConfig:
@@ -110,41 +110,100 @@ def test_the_primary_alone_plans_the_same_cells_as_the_whole(program, study, tmp
         plan(partly)
 
 
-def test_the_primary_first_then_the_whole_and_again(program, tmp_path):
+def test_the_parts_of_the_study_are_all_of_it(program, study):
+    parts = {name: set(program.cells_of(study, [name])) for name in program.PARTS}
+    assert {name: len(cells) for name, cells in parts.items()} == {
+        "primary": 90, "methods": 135, "checkpoints": 90, "scenarios": 225}  # fmt: skip
+    assert set().union(*parts.values()) == set(wanted(study)) == set(program.cells_of(study, []))
+    assert program.cells_of(study, ["methods", "primary"]) == [
+        w for w in wanted(study) if w in parts["methods"] | parts["primary"]
+    ]
+    with pytest.raises(UserError, match="unknown part 'method'; did you mean"):
+        program.cells_of(study, ["method"])
+    with pytest.raises(UserError, match="no primary contrast"):
+        program.cells_of(study.model_copy(update={"primary": None}), ["methods"])
+
+
+def test_the_primary_first_then_the_rest_in_two_ways(program, tmp_path):
     folder, results = tmp_path / "study", tmp_path / "results"
-    argv = ["--quick", "--primary", "--study", str(folder), "--results", str(results), "--jobs", "2"]
+    argv = [
+        "--quick",
+        "--parts",
+        "primary",
+        "--study",
+        str(folder),
+        "--results",
+        str(results),
+        "--jobs",
+        "2",
+        "--probe-seeds",
+        "1",
+    ]
     done = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "primary: graddiff, easy minus twin: " in done.stdout
-    content = json.loads((results / "language_quick.json").read_text())
-    assert content["cells"] == {"tuning": {"ok": 12, "not run yet": 2}, "measured": {"ok": 24, "not run yet": 1}}
-    assert content["left_out"] == []
-    assert content["command"] == "python benchmarks/language.py --quick --primary"
+    first = json.loads((results / "language_quick.json").read_text())
+    assert first["cells"] == {"tuning": {"ok": 8, "not run yet": 2}, "measured": {"ok": 12, "not run yet": 1}}
+    assert first["left_out"] == []
+    assert first["command"] == "python benchmarks/language.py --quick --parts primary"
+    again = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "language_quick.json: is there already; go on from it with --from" in again.stderr
     before = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
     _reproduced(results / "language_quick.json", tmp_path)  # of a part; the whole's file has more of the same
+
     quick = program.study_config(Namespace(study=str(folder), quick=True, overrides=[]))
-    content = {**program.measure(quick, 1)[0], "command": "python benchmarks/language.py --quick"}
-    program.write_rows(results / "language_quick.json", content)
-    content = json.loads((results / "language_quick.json").read_text())
+    whole = _as_read(program.measure(quick, 1, 1)[0])
     assert before.items() <= {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}.items(), "went on from it"
-    assert content["cells"]["measured"] == {"ok": 24}
+    _checked(whole)
+
+    elsewhere = program.study_config(Namespace(study=str(tmp_path / "fresh"), quick=True, overrides=[]))
+    held = {key: value for key, value in first["digests"].items() if not key.startswith("seed2 ")}
+    kept = [n for n, o in enumerate(unpack(first["outcomes"])) if o.seed != 2]
+    runs = [first["outcomes"]["runs"][n] for n in kept]
+    partly = {**first, "digests": held, "outcomes": {**first["outcomes"], "runs": runs}}
+    partly |= {key: [row for row in first[key] if not _of_seed2(row)] for key in ("trainings", "probes")}
+    joined = _as_read(program.measure(elsewhere, 1, 1, parts=["primary"], before=partly)[0])
+    made = [json.loads(p.read_text())["label"] for p in (tmp_path / "fresh/cells").iterdir()]
+    assert len(made) == 8, "seed 2's four trainings and four runs, with the settings of the file: no trial"
+    assert all("seed2" in label for label in made)
+    for key in first.keys() - {"cost", "trainings", "outcomes", "command"}:
+        assert joined[key] == first[key], key
+    assert {row["run"] for row in joined["trainings"]} == {row["run"] for row in first["trainings"]}
+    assert {_result(o) for o in unpack(joined["outcomes"])} == {_result(o) for o in unpack(first["outcomes"])}
+    other = elsewhere.model_copy(update={"relearn": None})
+    with pytest.raises(UserError, match=r"is of another study \(relearn differ\)"):
+        program.measure(other, 1, before=first)
+    with pytest.raises(UserError, match="nothing is left to run"):
+        program.measure(elsewhere, 1, 1, parts=["primary"], before=first)
+
+
+def _as_read(content: dict) -> dict:
+    return json.loads(json.dumps(content))
+
+
+def _of_seed2(row: dict) -> bool:
+    return row.get("seed") == 2 or "seed2" in row.get("run", "")
+
+
+def _result(outcome) -> str:
+    return json.dumps([str(outcome.folder), {name: line["value"] for name, line in outcome.metrics.items()}])
+
+
+def _checked(content: dict) -> None:
+    """The whole at toy size, `fit` never reached."""
+    assert content["cells"] == {"tuning": {"ok": 8, "without result": 2}, "measured": {"ok": 12}}
     assert content["left_out"] == ["fit"], "60 steps memorise nothing"
     assert [c.split("/")[-1] for c in content["censored"]] == ["seed100 never reached 'fit'"]
     (design,) = content["designs"]
     assert design.startswith(hashlib.sha256(DESIGN.read_bytes()).hexdigest() + " with seeds=[0, 1, 2] ")
     outcomes = unpack(content["outcomes"])
     assert len(outcomes) == 12
-    assert {(row["seed"], row["checkpoint"]) for row in content["probes"]} == {(s, k) for s in range(3) for k in (
-        "easy", "twin")}  # fmt: skip
+    assert {(row["seed"], row["checkpoint"]) for row in content["probes"]} == {(0, "easy"), (0, "twin")}
     assert all("alignment, ce: cos(all forget, all retain)" in row["lines"] for row in content["probes"])
     assert all(o.number("kept_at_level") is not None for o in outcomes)
     assert all({"relearn_acc", "neighbour_acc"} <= o.metrics.keys() for o in outcomes)
     assert any("forget_through_acc" in o.metrics for o in outcomes), "a small world may hold out no such question"
-
-    records = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
-    again, _ = program.measure(quick, 1)
-    assert {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()} == records, "nothing ran twice"
-    assert json.loads(json.dumps({**again, "command": content["command"]})) == content
 
 
 def _reproduced(results: Path, tmp_path: Path) -> None:
