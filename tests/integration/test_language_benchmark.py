@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import subprocess
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -124,31 +123,21 @@ def test_the_parts_of_the_study_are_all_of_it(program, study):
         program.cells_of(study.model_copy(update={"primary": None}), ["methods"])
 
 
-def test_the_primary_first_then_the_rest_in_two_ways(program, tmp_path):
+def test_the_primary_first_then_the_rest_in_two_ways(program, tmp_path, monkeypatch, capsys):
     folder, results = tmp_path / "study", tmp_path / "results"
-    argv = [
-        "--quick",
-        "--parts",
-        "primary",
-        "--study",
-        str(folder),
-        "--results",
-        str(results),
-        "--jobs",
-        "2",
-        "--probe-seeds",
-        "1",
-    ]
-    done = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "primary: graddiff, easy minus twin: " in done.stdout
+    argv = ["--quick", "--parts", "primary", "--study", str(folder), "--results", str(results), "--jobs", "1"]
+    monkeypatch.setattr(sys, "argv", ["language.py", *argv, "--probe-seeds", "1"])
+    program.main()
+    assert "primary: graddiff, easy minus twin: " in capsys.readouterr().out
     first = json.loads((results / "language_quick.json").read_text())
     assert first["cells"] == {"tuning": {"ok": 8, "not run yet": 2}, "measured": {"ok": 12, "not run yet": 1}}
     assert first["left_out"] == []
     assert first["command"] == "python benchmarks/language.py --quick --parts primary"
-    again = subprocess.run([sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "language_quick.json: is there already; go on from it with --from" in again.stderr
+    with pytest.raises(SystemExit) as refused:
+        program.main()
+    told = capsys.readouterr().err
+    assert refused.value.code == 2
+    assert "language_quick.json: is there already; go on from it with --from" in told
     before = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
     _reproduced(results / "language_quick.json", tmp_path)  # of a part; the whole's file has more of the same
 
