@@ -95,6 +95,8 @@ def stale(bench: Bench, k: int) -> dict[str, Any]:
     """T9: an evaluation killed and made again; then another model, or weights edited in place, at the same place."""
     draw, folder = random.Random(9000 + k), bench.folder / "stale"
     kind = ("killed", "another model", "edited in place")[k % 3]
+    for name in ("llm_unlearn.cli", "llm_unlearn.eval.evaluate", "rouge_score.rouge_scorer"):
+        importlib.import_module(name)  # here, not in every process that is forked
     if not (folder / "whole").exists():
         folder.mkdir(exist_ok=True)
         bench.run(lambda: None)  # makes the start model
