@@ -34,14 +34,14 @@ from llm_unlearn.eval.probes.table import Settings
 from llm_unlearn.files import read_json
 from llm_unlearn.log import get_logger, setup
 from llm_unlearn.study.arms import Wanted, wanted
-from llm_unlearn.study.collect import study_content, write_rows
+from llm_unlearn.study.collect import study_content, training_row, write_rows
 from llm_unlearn.study.config import StudyConfig, load_study
 from llm_unlearn.study.joined import Held, held_in, join, progress_of
 from llm_unlearn.study.matrix import Cell, plan, with_trainings
 from llm_unlearn.study.probing import Look, probe_starts
 from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
-from llm_unlearn.study.tune import Choice, choices, plan_tuning, write_tuned
+from llm_unlearn.study.tune import Choice, choices, plan_tuning, with_settings, write_tuned
 
 CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/language.yaml"
 LOOK = Look(  # as many rows as of images, curvature at one loss; small requests have too few pairs for some
@@ -94,7 +94,8 @@ def main() -> None:
             raise UserError(f"{path}: is there already; go on from it with --from {path}, or give another --results")
         before = None if args.before is None else read_json(args.before)
         content, contrasts = measure(study, args.jobs, args.probe_seeds, parts, before)
-        flags = [*(["--quick"] if args.quick else []), *([f"--parts {args.parts}"] if parts else [])]
+        probes = [] if args.probe_seeds == 5 else [f"--probe-seeds {args.probe_seeds}"]
+        flags = [*(["--quick"] if args.quick else []), *([f"--parts {args.parts}"] if parts else []), *probes]
         mine = " ".join(["python benchmarks/language.py", *flags, *(f"'{o}'" for o in args.overrides)])
         content["command"] = mine if before is None else f"{before['command']}; {mine} --from the former"
         write_rows(path, content)
@@ -123,23 +124,25 @@ def measure(
     held = Held() if before is None else held_in(before, study, "--from")
     asked = [w for w in cells_of(study, parts) if w.label not in held.ended]
     folder, searching = Path(study.out), plan_tuning(study)
-    store, one = Store(folder), len(set(study.tune.scenarios or study.scenarios)) < 2
-    places = {(w.scenario, w.checkpoint, w.method) for w in asked if not held.tuned(w, one)}
+    store, broken = Store(folder), _broken(searching, held.failed)
+    places = {_of(w) for w in asked if not held.tuned(w) or _of(w) in broken}
     trials = [cell for cell in searching if _place(cell) in places]
     log.info("tuning: %d trials", len(trials))
     run_missing(folder, with_trainings(searching, trials), jobs)
     chosen = [choice for choice in choices(study, searching, store) if _tried(study, choice, places)]
-    write_tuned(folder / "tuned.yaml", study, [*held.choices, *chosen])
-    left, left_out = with_settings(asked, [*held.choices, *chosen])
+    known = [choice for choice in held.choices if _of(choice) not in set(map(_of, chosen))]
+    write_tuned(folder / "tuned.yaml", study, [*known, *chosen])
+    left, left_out = with_settings(asked, [*known, *chosen])
     measured = study.model_copy(update={"tuned": str(folder / "tuned.yaml")})
     cells = plan(measured, left)
     log.info("measuring: %d runs; no settings for %s", len(left), ", ".join(left_out) or "none")
     run_missing(folder, cells, jobs)
-    content = study_content(measured, [*with_trainings(searching, trials), *cells], chosen, left_out, store)
+    ran = [cell for cell in (*with_trainings(searching, trials), *cells) if not _told(store.read(cell), held.trainings)]
+    content = study_content(measured, ran, chosen, left_out, store)
     probed = () if before is None else before["probes"]
     new = [o for o in unpack(content["outcomes"]) if (o.seed, o.checkpoint) not in {_model(row) for row in probed}]
     content["probes"] = [*probed, *probe_starts(measured, new, LOOK, measured.seeds[:probe_seeds], jobs)]
-    whole = content if before is None else join(before, content)
+    whole = content if before is None else join(before, content, [cell.label for cell in ran])
     judged = primary_of(unpack(whole["outcomes"]))
     contrasts = () if judged is None else judged.contrasts
     head = {
@@ -152,6 +155,21 @@ def measure(
 
 def _model(row: Mapping[str, Any]) -> tuple[int, str]:
     return row["seed"], row["checkpoint"]
+
+
+def _told(record: Mapping[str, Any] | None, trainings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a record is of a training that the file gone on from tells, run in this folder and not again."""
+    return record is not None and training_row(record) in trainings
+
+
+def _broken(searching: Sequence[Cell], failed: Collection[str]) -> set[tuple[str, str, str] | None]:
+    """Return where a trial failed, or a training that it waits for."""
+    ids = {cell.id for cell in searching if cell.label in failed}
+    return {_place(cell) for cell in searching if {cell.id, *cell.after} & ids and cell.kind == "tune"}
+
+
+def _of(w: Wanted | Choice) -> tuple[str, str, str]:
+    return w.scenario, w.checkpoint, w.method
 
 
 def _place(cell: Cell) -> tuple[str, str, str] | None:
@@ -191,21 +209,6 @@ def cells_of(study: StudyConfig, parts: Sequence[str]) -> list[Wanted]:
         return "primary" if w.method in p.methods else "methods"
 
     return [w for w in wanted(study) if part(w) in parts]
-
-
-def with_settings(asked: Sequence[Wanted], found: Sequence[Choice]) -> tuple[list[Wanted], list[str]]:
-    """Return what can be measured, without what tuning found no settings for: a checkpoint that no method has any for,
-    and of the others a method that lacks them somewhere; and the names left out. The study itself stays as declared,
-    so what is trained for the rest stays the same too. Raises UserError if nothing is left.
-    """
-    lacking = {(c.checkpoint, c.method) for c in found if c.setting is None}  # in any of the scenarios
-    tried = {(c.checkpoint, c.method) for c in found}
-    gone = {kind for kind, _ in tried if all(pair in lacking for pair in tried if pair[0] == kind)}
-    fewer = {name for kind, name in lacking if kind not in gone}
-    left = [w for w in asked if w.checkpoint not in gone and w.method not in fewer]
-    if not left:
-        raise UserError("nothing is left to run: all of it is there, or no trial of tuning has a result (see cells/)")
-    return left, sorted([*gone, *fewer])
 
 
 def told(c: PrimaryContrast) -> str:

@@ -204,11 +204,12 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
     """Tune, run, probe; return what the committed file holds."""
     from llm_unlearn.eval.packed import unpack
     from llm_unlearn.log import get_logger
+    from llm_unlearn.study.arms import wanted
     from llm_unlearn.study.matrix import plan
     from llm_unlearn.study.probing import probe_starts
     from llm_unlearn.study.runner import run_missing
     from llm_unlearn.study.store import Store
-    from llm_unlearn.study.tune import choices, plan_tuning, write_tuned
+    from llm_unlearn.study.tune import choices, plan_tuning, with_settings, write_tuned
 
     log = get_logger("vision")
     store, folder = Store(Path(study.out)), Path(study.out)
@@ -222,8 +223,9 @@ def measure(args: argparse.Namespace, study: Any, arch: str) -> dict[str, Any]:
         else choices(study, searching, store)
     )
     write_tuned(folder / "tuned.yaml", study, found)
-    measured, left_out = with_settings(study, found, folder / "tuned.yaml")
-    cells = plan(measured)
+    left, left_out = with_settings(wanted(study), found)
+    measured = study.model_copy(update={"tuned": str(folder / "tuned.yaml")})
+    cells = plan(measured, left)
     log.info("%s: measuring, %d cells; no settings for %s", arch, len(cells), ", ".join(left_out) or "none")
     ended = run_missing(folder, cells, args.jobs)
     content = study_content(measured, [*searching, *cells], found, left_out, store)
@@ -253,23 +255,6 @@ def command(args: argparse.Namespace, arch: str) -> str:
     words += [f"--extra-seeds '{args.extra_seeds}'"] if args.extra_seeds is not None else []
     words += [f"--methods {args.methods}"] if args.methods else []
     return " ".join([*words, *(f"'{text}'" for text in args.overrides)])
-
-
-def with_settings(study: Any, found: Sequence[Any], path: Path) -> tuple[Any, list[str]]:
-    """Return the study with what tuning chose, without what it found no settings for: a checkpoint that no method has
-    any for, and of the others a method that lacks them somewhere. Raises UserError if nothing is left.
-    """
-    from llm_unlearn.errors import UserError
-
-    lacking = {(c.checkpoint, c.method) for c in found if c.setting is None}  # in any of the scenarios
-    have = {(c.checkpoint, c.method) for c in found} - lacking
-    kinds = [kind for kind in study.checkpoints if any(k == kind for k, _ in have)]
-    methods = [name for name in study.methods if all((kind, name) in have for kind in kinds)]
-    if not kinds or not methods:
-        raise UserError(f"{study.out}: no trial of tuning has a result; see the records in {study.out}/cells")
-    changes = {"tuned": str(path), "checkpoints": tuple(kinds), "methods": {n: study.methods[n] for n in methods}}
-    left_out = [name for name in (*study.checkpoints, *study.methods) if name not in (*kinds, *methods)]
-    return decidable(study.model_copy(update=changes)), left_out
 
 
 def look_of(arch: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from llm_unlearn.config import build_config, digest
 from llm_unlearn.errors import UserError
 from llm_unlearn.eval.derived import DERIVED, derive
-from llm_unlearn.eval.outcome import AT_TARGET, DISTANCES, KEPT_AT_LEVEL, UNTIL, Outcome
+from llm_unlearn.eval.outcome import AT_TARGET, DISTANCES, KEPT_AT_LEVEL, LEAST_EXCESS, UNTIL, Outcome
 from llm_unlearn.eval.primary import Paired, Primary, PrimaryResult, judge
 from llm_unlearn.stats import holm, mean_interval, paired_difference
 
@@ -292,8 +292,12 @@ def _obstacle(a: Mapping[int, Outcome], b: Mapping[int, Outcome], name: str) -> 
 def _resolution(runs: Mapping[int, Outcome], name: str) -> float:
     """Step of the grid a measure lies on: 1 / rows for an accuracy, the evaluation interval for updates, else 0.
 
-    Seeds may differ in it (each has its own world): the coarsest counts.
+    Seeds may differ in it (each has its own world): the coarsest counts. Of `name~left` it is the metric's by the least
+    excess over gold.
     """
+    if name.endswith("~left"):
+        spans = [excess for o in runs.values() if (excess := o.excess(name[:-5])) and excess >= LEAST_EXCESS]
+        return _resolution(runs, name[:-5]) / min(spans) if spans else 0.0
     base = "retain_acc" if name == KEPT_AT_LEVEL else name.partition("~")[0].partition("@")[0]
     steps: list[float] = []
     if base in ("updates_to_target", "updates_to_gold_acc"):

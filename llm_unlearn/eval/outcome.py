@@ -28,6 +28,7 @@ UNTIL: dict[str, tuple[By, Unit]] = {
 DISTANCES = ("forget_acc", "forget_Q_A_Prob", "forget_inf_acc")
 """What a distance to gold is shown for: answering what was forgotten, its probability, and inferring from it."""
 COLLAPSED_BELOW = 0.1  # retain accuracy, as a share of the start model's
+LEAST_EXCESS = 0.1  # of a start model over gold, for a share of it to say anything
 AT_TARGET = {"updates_to_target": "step", "retain_at_target": "retain_acc", "retain_inf_at_target": "retain_inf_acc"}
 KEPT_AT_LEVEL = "kept_at_level"
 """`retain_acc@level`: retain accuracy of the model that the run delivers less what its forget probability (or accuracy,
@@ -91,8 +92,9 @@ class Outcome:
 
     def number(self, name: str) -> float | None:
         """Return a metric's value, its distance to gold (`name~gold`), doing nothing's distance (`name~start`), by how
-        much it fell from the start model's (`name~drop`), a measure of `DERIVED`, or a trajectory number. With
-        `@level` behind it what the run did not forget counts against it one for one (`over_level`).
+        much it fell from the start model's (`name~drop`), what is left of that by which the start model exceeds gold
+        (`name~left`; None where that is less than `LEAST_EXCESS`), a measure of `DERIVED`, or a trajectory number.
+        With `@level` behind it what the run did not forget counts against it one for one (`over_level`).
         """
         plain, at_level, _ = name.partition("@level")
         if at_level:
@@ -115,9 +117,20 @@ class Outcome:
         value, gold = line.get("start") if versus == "start" else line["value"], line.get("gold")
         if not versus:
             return value
+        if versus == "left":
+            excess = self.excess(base)
+            if value is None or gold is None or excess is None or excess < LEAST_EXCESS:
+                return None
+            return (value - gold) / excess
         if versus == "drop":
             return None if value is None or line.get("start") is None else line["start"] - value
         return None if value is None or gold is None else abs(value - gold)
+
+    def excess(self, name: str) -> float | None:
+        """Return by how much the start model exceeds gold in a metric; None where one of the two is not known."""
+        line = self.metrics.get(name) or {}
+        start, gold = line.get("start"), line.get("gold")
+        return None if start is None or gold is None else start - gold
 
     def distance(self, versus: Literal["gold", "start"] = "gold") -> float | None:
         """Return the mean of the distances to gold that a comparison shows (`DISTANCES`), or doing nothing's ("start");

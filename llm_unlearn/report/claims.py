@@ -23,7 +23,7 @@ from llm_unlearn.eval.compare import paired_numbers
 from llm_unlearn.eval.outcome import Outcome
 from llm_unlearn.eval.reach import horizon_of
 from llm_unlearn.report import published
-from llm_unlearn.report.course import MIN_SPREAD, one_level, times_by_place
+from llm_unlearn.report.course import MIN_SPREAD, held_to_levels, judged_by, times_by_place
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import MIN_SEEDS
 from llm_unlearn.report.paper_table import checkpoints
@@ -32,8 +32,8 @@ from llm_unlearn.stats import Interval, paired_difference, variance_ratio
 
 Verdict = Literal["holds", "does not hold", "cannot tell"]
 SET_BY_A_LEVEL = ("forget_acc", "forget_acc~gold")
-"""What a study that holds all runs to one forget level has decided itself."""
-BY_DESIGN = "the study brings every run to one forget level; see the area below the frontiers"
+"""What a study that holds every run to a forget level, gold's plus a margin, has decided itself."""
+BY_DESIGN = "the study brings every run to its forget level; see the area below the frontiers"
 BASELINES = ("early", "fit", "fit_scaled", "easy")
 """The published comparison, and the three without which it says nothing about grokking."""
 
@@ -126,17 +126,17 @@ def claims(
     architecture.
 
     Args:
-        at_level: whether runs deliver the step at their forget level; of a study with one level for all, what that
-            decides is then not judged, and what is kept is less what lies above the level. False: they deliver the last
+        at_level: whether runs deliver the step at their forget level; where all are held to one, what that decides is
+            then not judged, and what is kept is less what lies above the level. False: they deliver the last
             of equally many updates, as the published ones.
     """
-    have, common = checkpoints(outcomes), at_level and one_level(outcomes)
+    have, held = checkpoints(outcomes), at_level and held_to_levels(outcomes)
     known = {name for o in outcomes for name in o.metrics}
     settled = [c for c in published_claims() if c.kind == "time" or c.measure.partition("~")[0] in known]
     return [
         _set_by_design(claim, group, baseline)
-        if common and claim.measure in SET_BY_A_LEVEL
-        else _judged(_at_level(claim) if common else claim, outcomes, group, baseline)
+        if held and claim.measure in SET_BY_A_LEVEL
+        else _judged(_at_level(claim) if held else claim, outcomes, group, baseline)
         for baseline in baselines
         if {group, baseline} <= set(have)
         for claim in settled
@@ -210,7 +210,7 @@ def _numbers(
     if claim.kind != "time":
         return paired_numbers(outcomes, method, group, baseline, claim.measure)
     mine = [o for o in outcomes if o.method == method]
-    times = times_by_place(mine, "prob" if one_level(outcomes) else "acc", "updates")
+    times = times_by_place(mine, judged_by(outcomes), "updates")
     a, b = times.get((method, group), {}), times.get((method, baseline), {})
     seeds = sorted(a.keys() & b.keys())
     limit = horizon_of([side[s] for side in (a, b) for s in seeds])

@@ -10,7 +10,7 @@ import numpy as np
 from llm_unlearn.eval.breakeven import NEVER, BreakEven, break_even
 from llm_unlearn.eval.outcome import Outcome, Unit
 from llm_unlearn.eval.reach import horizon_of
-from llm_unlearn.report.course import one_level, times_by_place
+from llm_unlearn.report.course import judged_by, times_by_place
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.results import StudyFile, Training
 from llm_unlearn.report.text import DASH, count
@@ -45,7 +45,7 @@ def request_cost(
     takes all the time that every run was watched for.
     """
     mine = [o for o in outcomes if o.method == method]
-    times = times_by_place(mine, "prob" if one_level(outcomes) else "acc", unit)
+    times = times_by_place(mine, judged_by(outcomes), unit)
     a, b = times.get((method, group), {}), times.get((method, baseline), {})
     seeds = sorted(a.keys() & b.keys())
     limit = horizon_of([side[s] for side in (a, b) for s in seeds])

@@ -24,13 +24,20 @@ Found = dict[tuple[str, str, str], Difference]  # (method, group, baseline)
 
 
 def times_grid(
-    outcomes: Sequence[Outcome], pairs: Pairs = PAIRS, unit: Unit = "updates", words: str = ""
+    outcomes: Sequence[Outcome],
+    pairs: Pairs = PAIRS,
+    unit: Unit = "updates",
+    words: str = "",
+    by: By | None = None,
 ) -> Grid | None:
-    """Return how long it took to come down to gold's forget accuracy, or to the one level of all runs of a study that
-    has one: Kaplan-Meier median and restricted mean by method and checkpoint, and paired differences of the latter;
-    None where no run was watched.
+    """Return how long it took to come down to the level that a run was held to, or to gold's forget accuracy:
+    Kaplan-Meier median and restricted mean by method and checkpoint, and paired differences of the latter; None where
+    no run was watched.
+
+    Args:
+        by: which of the two, as `Outcome.time_until`; None: as `judged_by`.
     """
-    by: By = "prob" if one_level(outcomes) else "acc"
+    by = by or judged_by(outcomes)
     times = times_by_place(outcomes, by, unit)
     if not times:
         return None
@@ -62,7 +69,8 @@ def times_grid(
     def also(key: tuple[str, str, str]) -> str:
         return "" if np.isnan(ranks[key]) else f"; log-rank {p_value(ranks[key])}"
 
-    level = "gold's forget accuracy" if by == "acc" else "the forget level, the same for all"
+    own = "the forget level, the same for all" if one_level(outcomes) else "the forget level, of each run's own gold"
+    level = "gold's forget accuracy" if by == "acc" else own
     notes = (
         f"Median of the Kaplan-Meier curve (mean up to the {unit_words} every run of the method was watched for), runs "
         "that got there / all; of one run its own time. A run that never did counts to the end of the budget; one that "
@@ -72,6 +80,16 @@ def times_grid(
     )
     title = f"{unit_words[:1].upper()}{unit_words[1:]} to {level}" + (f": {words}" if words else "")
     return _grid(title, _methods(times), checkpoints(outcomes), shown, told, found, notes, also=also, scale=scale)
+
+
+def held_to_levels(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every run was held to a forget level, of its own gold or the same for all."""
+    return bool(outcomes) and all(o.target is not None for o in outcomes)
+
+
+def judged_by(outcomes: Sequence[Outcome]) -> By:
+    """Return by which level it is told when a run had forgotten: that which it was held to, where all were."""
+    return "prob" if held_to_levels(outcomes) else "acc"
 
 
 def one_level(outcomes: Sequence[Outcome]) -> bool:

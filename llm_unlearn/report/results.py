@@ -193,6 +193,8 @@ class StudyContent(_Part):
     trials: list[Trial] = []
     outcomes: _Packed
     environment: Environment
+    environments_before: list[Environment] = []
+    retrained_otherwise: list[str] = []
     designs: list[str] = []
     digests: dict[str, str] = {}
     probes: list[ProbeRow] = []

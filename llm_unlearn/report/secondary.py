@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llm_unlearn.eval.compare import paired_numbers, summarise
-from llm_unlearn.eval.outcome import KEPT_AT_LEVEL, Outcome
+from llm_unlearn.eval.outcome import KEPT_AT_LEVEL, LEAST_EXCESS, Outcome
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import MIN_SEEDS, reference
 from llm_unlearn.report.text import DASH, number
@@ -19,6 +19,7 @@ TEXT = {
     "forget_acc~gold": "distance to gold on forgotten questions (less is better)",
     "forget_Q_A_Prob~gold": "distance to gold in forget probability (less is better)",
     "forget_inf_acc": "indirect: held-out questions that need a forgotten fact",
+    "forget_inf_acc~left": "the same, as a share of what the start model answers more than gold",
     "forget_about_acc": "indirect: two hops, the first of them a forgotten fact",
     "forget_through_acc": "indirect: asked of somebody else, through a forgotten fact",
     "forget_inverse_acc": "indirect: a forgotten fact asked backwards",
@@ -59,6 +60,8 @@ def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pai
     notes = (
         "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by "
         f"seed [95 % interval, each on its own]; {DASH}: fewer than {MIN_SEEDS} seeds, or a side collapsed in one.",
+        "The share: without the seeds whose start model exceeds gold by less than "
+        f"{LEAST_EXCESS:.2f}; a start model that infers more has more to leave, and this says how much of it is left.",
     )
     return Grid("Secondary outcomes", ("method", *kinds, *(f"{a} minus {b}" for a, b in pairs)), tuple(rows), notes)
 
@@ -90,6 +93,8 @@ def _cell(outcomes: Sequence[Outcome], method: str, kind: str, measure: str) -> 
     s = summarise([o.number(measure) for o in mine])
     if s.mean is None:
         return DASH
+    if measure.endswith("~left"):
+        return number(s.mean)
     who = ("start",) if "~" in measure else ("gold", "start")
     beside = [reference(outcomes, kind, measure, name).mean for name in who]
     return f"{number(s.mean)} ({'; '.join(number(v) for v in beside)})"

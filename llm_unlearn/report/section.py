@@ -13,7 +13,7 @@ from llm_unlearn.report import plots
 from llm_unlearn.report.answer import Answer, answer, in_words
 from llm_unlearn.report.claims import BASELINES, Judged, claims, claims_grid
 from llm_unlearn.report.costs import break_even_grid, training_grid
-from llm_unlearn.report.course import frontier_grid, spread_grid, times_grid
+from llm_unlearn.report.course import frontier_grid, held_to_levels, one_level, spread_grid, times_grid
 from llm_unlearn.report.design import primary, starts
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.leftover import left_over
@@ -82,6 +82,7 @@ def sections(s: Studied) -> list[Section]:
         times_grid(few, pairs),
         times_grid(few, pairs, unit="seconds"),
         times_grid(few, pairs, unit="flops"),
+        times_grid(few, pairs, by="acc") if held_to_levels(few) and not one_level(few) else None,
         frontier_grid(few, pairs),
         spread_grid(few, pairs),
     ]
@@ -89,7 +90,8 @@ def sections(s: Studied) -> list[Section]:
         Section(file.title, tuple(text), _frontiers(s), tuple(g for g in first if g.rows)),
         _part("On the way", course),
         _part("Secondary outcomes, exploratory", [
-            secondary_grid(few, [k for k in SHOWN if k in checkpoints(few)], present(few, pairs)), _everywhere(s),
+            secondary_grid(few, [k for k in SHOWN if k in checkpoints(few)], present(few, [*pairs, ("easy", "fit")])),
+            _everywhere(s),
         ], _left(s)),
         _part("Every setting tried", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
         _part("Cost", [training_grid(file), break_even_grid(file, _methods(s), s.pairs)]),

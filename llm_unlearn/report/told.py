@@ -22,7 +22,8 @@ def told(file: StudyFile) -> list[str]:
     cost = "; ".join(f"{kind} {counted(spent.cells, 'cell')}, {spent.seconds:.0f} s" for kind, spent in c.cost.items())
     models = counted(len(rows), "model")
     first = f"{file.name}: {len(grokked)} of {models} grokked (the tuning seeds' included){spread}. {cost}."
-    return [f"`{c.command}`", f"{first} {c.environment.machine}.", *departures(file)]
+    machines = dict.fromkeys(e.machine for e in (*c.environments_before, c.environment))
+    return [f"`{c.command}`", f"{first} {', '.join(machines)}.", *departures(file)]
 
 
 def departures(file: StudyFile) -> list[str]:
@@ -38,6 +39,9 @@ def departures(file: StudyFile) -> list[str]:
     if c.censored:
         some = "; ".join(c.censored[:MOST]) + ("; ..." if len(c.censored) > MOST else "")
         lines.append(f"Never reached: {counted(len(c.censored), 'checkpoint')} of single seeds or golds ({some}).")
+    if c.retrained_otherwise:
+        some = ", ".join(c.retrained_otherwise[:MOST]) + (", ..." if len(c.retrained_otherwise) > MOST else "")
+        lines.append(f"Trained again for further runs, and not the same as before: {some}.")
     if c.errors:
         named = [f"{label} ({why})" for label, why in list(c.errors.items())[:MOST]]
         some = "; ".join(named) + ("; ..." if len(c.errors) > MOST else "")

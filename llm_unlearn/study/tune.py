@@ -288,6 +288,26 @@ def _choice(scenario: str, kind: str, name: str, tried: Sequence[tuple[Setting, 
     return Choice(scenario, kind, name, setting, found, len(whole), sum(found.feasible for _, found in whole))
 
 
+def with_settings(asked: Sequence[Wanted], found: Sequence[Choice]) -> tuple[list[Wanted], list[str]]:
+    """Return what there are settings for, looked up as a study does (`tuned.settings_for`), and the names of what has
+    to be left out: a checkpoint or a method where all that was asked of it is, else "scenario checkpoint method". The
+    study stays as declared, and with it what is trained. Raises UserError if nothing is left.
+    """
+    have = {(c.scenario, c.checkpoint, c.method) for c in found if c.setting is not None}
+    own = {scenario for scenario, _, _ in have}
+    left = [w for w in asked if (w.scenario if w.scenario in own else "", w.checkpoint, w.method) in have]
+    if not left:
+        raise UserError("nothing is left to run: all of it is there, or no trial of tuning has a result (see cells/)")
+    names: dict[str, None] = {}
+    for w in asked:
+        if w not in left:
+            whole = (
+                name for name in (w.checkpoint, w.method) if not any(name in (o.checkpoint, o.method) for o in left)
+            )
+            names[next(whole, " ".join(filter(None, (w.scenario, w.checkpoint, w.method))))] = None
+    return left, sorted(names)
+
+
 def write_tuned(path: Path, config: StudyConfig, found: Sequence[Choice]) -> None:
     """Write what was chosen as the file that `StudyConfig.tuned` names; a method without a result is left out."""
     chosen: dict[str, dict[str, dict[str, TunedEntry]]] = {}

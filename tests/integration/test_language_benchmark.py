@@ -20,7 +20,7 @@ from llm_unlearn.study.arms import wanted
 from llm_unlearn.study.config import StudyConfig
 from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.reproduce import reproduce
-from llm_unlearn.study.tune import Choice, plan_tuning
+from llm_unlearn.study.tune import Choice, plan_tuning, with_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM, DESIGN = ROOT / "benchmarks" / "language.py", ROOT / "recipes/configs/study/language.yaml"
@@ -76,16 +76,20 @@ def test_what_tuning_never_reached_is_left_out(program, study):
         pairs = {(w.checkpoint, w.method) for w in everything}
         return [Choice("", k, m, None if (k, m) in lacking else {"optim.lr": 1e-3}, None, 1, 1) for k, m in pairs]
 
-    assert program.with_settings(everything, found()) == (everything, [])
+    assert with_settings(everything, found()) == (everything, [])
     post = [("post", m) for m in study.primary.methods]
-    left, left_out = program.with_settings(everything, found(*post, ("easy", "ga")))
-    assert left_out == ["ga", "post"]
-    assert set(everything) - set(left) == {w for w in everything if w.checkpoint == "post" or w.method == "ga"}
+    left, left_out = with_settings(everything, found(*post, ("easy", "ga")))
+    assert left_out == ["author easy ga", "post"]
+    assert set(everything) - set(left) == {
+        w for w in everything if w.checkpoint == "post" or (w.checkpoint, w.method) == ("easy", "ga")
+    }
+    no_ga = found(*((w.checkpoint, "ga") for w in everything))
+    assert with_settings(everything, no_ga)[1] == ["ga"]
     # what is trained for the others stays the same: what the primary's runs began from still fits
     trained = {c.id for c in plan(study, program.cells_of(study, ["primary"])) if c.kind == "train"}
     assert trained <= {c.id for c in plan(study, left)}
-    with pytest.raises(UserError, match="no trial of tuning has a result"):
-        program.with_settings(everything, found(*{(w.checkpoint, w.method) for w in everything}))
+    with pytest.raises(UserError, match="nothing is left to run: .* no trial of tuning has a result"):
+        with_settings(everything, found(*{(w.checkpoint, w.method) for w in everything}))
 
 
 def test_the_primary_alone_plans_the_same_cells_as_the_whole(program, study, tmp_path):
@@ -132,7 +136,7 @@ def test_the_primary_first_then_the_rest_in_two_ways(program, tmp_path, monkeypa
     first = json.loads((results / "language_quick.json").read_text())
     assert first["cells"] == {"tuning": {"ok": 8, "not run yet": 2}, "measured": {"ok": 12, "not run yet": 1}}
     assert first["left_out"] == []
-    assert first["command"] == "python benchmarks/language.py --quick --parts primary"
+    assert first["command"] == "python benchmarks/language.py --quick --parts primary --probe-seeds 1"
     with pytest.raises(SystemExit) as refused:
         program.main()
     told = capsys.readouterr().err
@@ -158,6 +162,7 @@ def test_the_primary_first_then_the_rest_in_two_ways(program, tmp_path, monkeypa
     assert all("seed2" in label for label in made)
     for key in first.keys() - {"cost", "trainings", "outcomes", "command"}:
         assert joined[key] == first[key], key
+    assert joined["retrained_otherwise"] == []
     assert {row["run"] for row in joined["trainings"]} == {row["run"] for row in first["trainings"]}
     assert {_result(o) for o in unpack(joined["outcomes"])} == {_result(o) for o in unpack(first["outcomes"])}
     other = elsewhere.model_copy(update={"relearn": None})

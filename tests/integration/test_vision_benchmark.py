@@ -18,7 +18,7 @@ from llm_unlearn.report.vision_tables import vision_tables
 from llm_unlearn.study import probing
 from llm_unlearn.study.arms import training_of, wanted
 from llm_unlearn.study.matrix import plan
-from llm_unlearn.study.tune import Choice, plan_tuning, trials_of
+from llm_unlearn.study.tune import plan_tuning, trials_of
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "vision.py"
 TOY = ["grok.data.image.train=120", "grok.watch.until=fit", "unlearn.loop.max_steps=10", "tune.lrs=[1e-3, 1e-2]",
@@ -89,19 +89,6 @@ def test_the_retuned_arm_is_the_primary_with_three_seeds_of_tuning(program):
     trials = [c.spec for c in plan_tuning(study) if c.kind == "tune"]
     assert {(t["seed"], t["scenario"]) for t in trials} == {(seed, "half") for seed in (100, 101, 102)}
     assert {c.spec["seed"] for c in plan_tuning(main) if c.kind == "tune"} == {100}
-
-
-def test_what_tuning_never_reached_is_left_out(program):
-    study = program.study_config(arguments(), "cnn")
-    lacking = {("half", "fit", "ssd"), *((s, "post", m) for s in ("", "half") for m in study.methods)}
-    have = [Choice(s, k, m, None if (s, k, m) in lacking else {"optim.lr": 1e-3}, None, 1, 1)
-            for s in ("", "half") for k in study.checkpoints for m in study.methods]  # fmt: skip
-    measured, left_out = program.with_settings(study, have, Path("tuned.yaml"))
-    assert left_out == ["post", "ssd"]
-    assert (measured.tuned, "post" in measured.checkpoints, "ssd" in measured.methods) == ("tuned.yaml", False, False)
-    assert measured.primary is not None
-    with pytest.raises(UserError, match="no trial of tuning has a result"):
-        program.with_settings(study, [], Path("tuned.yaml"))
 
 
 def test_probes_are_set_as_what_they_stand_beside(program):

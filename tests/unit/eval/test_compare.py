@@ -299,6 +299,11 @@ def test_measures_of_model_gold_and_start_at_once():
     assert o.number("forgotten_share") == pytest.approx(0.5 / 0.9)
     assert o.number("unlearning_balance") == pytest.approx(3 / (0.9 / 0.5 + 1 / 0.6 + 1 / 0.9))
     assert o.number("test_acc~drop") == pytest.approx(0.4)
+    assert o.number("forget_acc~left") == pytest.approx(0.4 / 0.9)
+    numbers, step = paired_numbers([image_run(k) for k in ("fit", "grok")], "ga", "grok", "fit", "forget_acc~left")
+    assert (numbers[0], step) == (pytest.approx((0.4 / 0.9, 0.4 / 0.9)), pytest.approx(1 / N_ROWS / 0.9))
+    near = dataclasses.replace(o, metrics={"forget_acc": {"value": 0.5, "start": 0.55, "gold": 0.5, "n": N_ROWS}})
+    assert near.number("forget_acc~left") is None, "of next to nothing no share says anything"
     found = compare([image_run(k, s) for k in ("fit", "grok") for s in range(3)])
     assert {"ues", "unlearning_balance", "test_acc"} <= set(found.measures)
     assert "ues" not in compare(study()).measures, "no test accuracy"

@@ -24,7 +24,7 @@ from llm_unlearn.report.results import LANGUAGE, LOCAL, PRETRAINED, SIMULATION, 
 from llm_unlearn.report.secondary import requests_grid, secondary_grid
 from llm_unlearn.report.section import behind, studied
 from llm_unlearn.report.text import printable
-from llm_unlearn.report.told import departures
+from llm_unlearn.report.told import departures, told
 from tests.unit.report import findings_data as made
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -227,11 +227,15 @@ def test_departures_are_told(tmp_path):
         designs=["b" * 64 + " with seeds=[0]", "c" * 64], left_out=["post"], censored=["seed3 never reached 'grok'"],
         errors={"seed1 author grok ga": "Diverged: loss"}, cells={"tuning": {}, "measured": {"ok": 3, "failed": 1}},
         tuned=[dict(scenario="author", checkpoint="fit", method="ga", score={"damage": 1}, feasible_trials=0)],
+        retrained_otherwise=["easy/seed0"], environments_before=[{"machine": "another"}],
     )  # fmt: skip
+    assert "a machine" in (head := told(read_results(made.write(tmp_path, language=content)).language)[1])
+    assert "another" in head
     text = " ".join(departures(read_results(made.write(tmp_path, language=content)).language))
     for said in ("Changed on the command line: `seeds=[0]`", "2 designs: bbbbbbbbbbbbbbbb, cccccccccccccccc",
                  "left out: post", "ga (author fit)", "1 checkpoint of single seeds or golds (seed3 never",
-                 "seed1 author grok ga (Diverged: loss)", "1 cells failed"):  # fmt: skip
+                 "seed1 author grok ga (Diverged: loss)", "1 cells failed",
+                 "Trained again for further runs, and not the same as before: easy/seed0."):  # fmt: skip
         assert said in text
     assert departures(read_results(made.write(tmp_path, language=broken())).language) == []
 
