@@ -38,6 +38,11 @@ VISION = (
         "python benchmarks/vision.py --jobs 2 --arch cnn --arm retuned",
     ),
     Expected(
+        "vision_digits_resnet8_retuned.json",
+        "images: digits, resnet8, the primary contrast tuned on three seeds",
+        "python benchmarks/vision.py --jobs 2 --arch resnet8 --arm retuned",
+    ),
+    Expected(
         "vision_digits_cnn_schedule.json",
         "images: digits, cnn, one schedule for all checkpoints",
         "python benchmarks/vision.py --jobs 2 --arch cnn --arm schedule",

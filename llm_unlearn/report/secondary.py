@@ -60,9 +60,11 @@ def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pai
     notes = (
         "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by "
         f"seed [95 % interval, each on its own]; {DASH}: fewer than {MIN_SEEDS} seeds, or a side collapsed in one.",
-        "The share: without the seeds whose start model exceeds gold by less than "
-        f"{LEAST_EXCESS:.2f}; a start model that infers more has more to leave, and this says how much of it is left.",
     )
+    if wanted is TEXT:
+        share = "who infers more has more to leave, and this says how much of it is left"
+        few = f"The share: without the seeds whose start model exceeds gold by less than {LEAST_EXCESS:.2f}; {share}."
+        notes = (*notes, few)
     return Grid("Secondary outcomes", ("method", *kinds, *(f"{a} minus {b}" for a, b in pairs)), tuple(rows), notes)
 
 
