@@ -45,6 +45,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lrs", default="1e-4,3e-4,1e-3", help="learning rates to choose from")
     parser.add_argument("--passes", type=int, default=10, help="over the forget set")
     parser.add_argument("--early", type=float, help="early epoch, one of those recorded; default: see above")
+    parser.add_argument("--below", type=float, default=0.01, help="fall of the loss of what was learnt early is less")
+    parser.add_argument("--above", type=float, default=0.5, help="that of what was learnt late is more")
     parser.add_argument("--match", default="frequency,length,loss", help="what the pairs are alike in, by comma")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--fit", nargs="*", default=[], help="overrides of the fitting config")
@@ -168,10 +170,19 @@ def unseen_data(runs: Path, start: Any, scenarios: list[dict[str, Any]]) -> Path
     return folder
 
 
+def falls(args: argparse.Namespace) -> dict[str, float]:
+    """Return the rule by which a question counts as learnt early or late."""
+    return {"grokked_below": args.below, "ungrokked_above": args.above}
+
+
 def scenarios_of(args: argparse.Namespace, told: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the draws to measure, and which of them cannot be made."""
     draws, left_out = [], []
-    keys = {"record": str(args.runs / "full"), **{key: told[key] for key in ("early_epoch", "late_epoch")}}
+    keys = {
+        "record": str(args.runs / "full"),
+        **{key: told[key] for key in ("early_epoch", "late_epoch")},
+        **falls(args),
+    }
     for size in map(int, args.sizes.split(",")):
         for match, least in (((), min(told["questions"].values())), (args.match.split(","), told["matched_pairs"])):
             if least < size:
@@ -183,6 +194,7 @@ def scenarios_of(args: argparse.Namespace, told: dict[str, Any]) -> tuple[list[d
 
 
 def run(args: argparse.Namespace, each: Each) -> dict[str, Any]:
+    from llm_unlearn.errors import UserError
     from llm_unlearn.report.local_grokking import compare, groups, nearest_half
     from llm_unlearn.study.store import environment
     from llm_unlearn.unlearn.start import open_start
@@ -191,9 +203,13 @@ def run(args: argparse.Namespace, each: Each) -> dict[str, Any]:
     fitting = ["loop.threads=1", *args.fit]
     (full,) = each(fit, [(f"{args.runs}/full", [f"data.path={path}", f"record_epochs={list(args.epochs)}", *fitting])])
     start = open_start(f"{args.runs}/full", None, None)
-    told = groups(args.runs / "full", start.corpus, args.match.split(","), args.early)
+    told = groups(args.runs / "full", start.corpus, args.match.split(","), args.early, **falls(args))
     print(json.dumps(told), flush=True)
     scenarios, left_out = scenarios_of(args, told)
+    if not scenarios:
+        raise UserError(
+            f"no draw of {args.sizes} questions can be made ({'; '.join(left_out)}); see --below and --above"
+        )
     first = [s for s in scenarios if not s["match"] and s["seed"] == 0][:2]
     methods, lrs = args.methods.split(","), args.lrs.split(",")
     trials = [task_of(args, {**s, "seed": TUNE_SEED}, m, lr) for s in first for m in methods for lr in lrs]
@@ -210,12 +226,18 @@ def run(args: argparse.Namespace, each: Each) -> dict[str, Any]:
     lines = [line for size in map(int, args.sizes.split(",")) for line in compare(rows, list(rates), size)]
     return {
         "what": "questions learnt early and late, unlearned from one start model; the unit is the draw",
-        "command": f"python benchmarks/local_grokking.py {'--quick' if args.quick else '--tofu-dir DIR'}",
-        "sizes": args.sizes, "draws": args.draws, "passes": args.passes,
+        "command": command(args),
+        "sizes": args.sizes, "rule": falls(args), "draws": args.draws, "passes": args.passes,
         "overrides": {"fit": args.fit, "unlearn": args.unlearn}, "models": {"full": full, "unseen": gold},
         "groups": told, "left_out": left_out, "rates": rates, "lines": lines, "rows": rows,
         "environment": environment(),
     }  # fmt: skip
+
+
+def command(args: argparse.Namespace) -> str:
+    """Return what was asked for, without what is of this machine."""
+    words = ["python benchmarks/local_grokking.py", "--quick" if args.quick else f"--tofu-dir DIR --sizes {args.sizes}"]
+    return " ".join([*words, f"--below {args.below:g} --above {args.above:g}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

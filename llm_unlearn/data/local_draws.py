@@ -1,7 +1,8 @@
 """Forget requests of questions that a model learnt early ("locally grokked") or late, and draws matched on ease.
 
 The rule is that of "Grokked Models are Better Unlearners" (arXiv:2512.03437): a question is locally grokked if its loss
-falls by less than .01 between an early epoch and the last one (20 and 100 there), locally ungrokked if by more than .5.
+falls by less than .01 between an early epoch and the last one (20 and 100 there), locally ungrokked if by more than .5
+(`Scenario.grokked_below`, `ungrokked_above`: a model that learns everything at about the same time has hardly any).
 What it selects are the questions learnt early, and those not learnt at all; nothing in it asks for generalisation (see
 `grok.facts` for that). Questions learnt early are short, made of frequent words and better known, so that what is seen
 of them may be due to any of these: `Scenario.match` draws pairs of one question of each group that are alike in them.
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from llm_unlearn.data.splits import Scenario
 
 LOCAL = ("local_grok", "local_ungrok")
-GROKKED_BELOW, UNGROKKED_ABOVE = 0.01, 0.5
 CALIPER = 0.25
 """Most that the two of a pair may differ in any trait, in standard deviations of both groups: means of groups further
 apart than that are commonly held to be out of balance (Rubin 2001, doi:10.1023/A:1020363010465).
@@ -41,15 +41,19 @@ class Questions:
         fall: (Q,) loss at the early epoch less that at the late one, nats per answer token.
         traits: name -> (Q,), what a draw can be matched on: `frequency`, `length` (see LossRecord), and `loss`, at the
             late epoch.
+        below: fall under which a question is locally grokked.
+        above: fall over which it is locally ungrokked.
     """
 
     facts: tuple[str, ...]
     fall: np.ndarray
     traits: dict[str, np.ndarray]
+    below: float
+    above: float
 
     def group(self, kind: str) -> np.ndarray:
         """Return the numbers of the questions that are `local_grok` or `local_ungrok`."""
-        return np.flatnonzero(self.fall < GROKKED_BELOW if kind == "local_grok" else self.fall > UNGROKKED_ABOVE)
+        return np.flatnonzero(self.fall < self.below if kind == "local_grok" else self.fall > self.above)
 
 
 def draw_local(corpus: Corpus, scenario: Scenario, facts: tuple[str, ...]) -> frozenset[str]:
@@ -70,9 +74,9 @@ def draw_local(corpus: Corpus, scenario: Scenario, facts: tuple[str, ...]) -> fr
         draw = rng(scenario.seed, "forget", "local pairs")
     else:
         pool = seen.group(scenario.kind)
-        rule = f"< {GROKKED_BELOW}" if scenario.kind == "local_grok" else f"> {UNGROKKED_ABOVE}"
+        rule = f"< {seen.below:g}" if scenario.kind == "local_grok" else f"> {seen.above:g}"
         what = f"questions whose loss falls by {rule} from epoch {scenario.early_epoch:g} to {scenario.late_epoch:g}"
-        hint = "choose other epochs"
+        hint = "choose other epochs, or another scenario.grokked_below and ungrokked_above"
         draw = rng(scenario.seed, "forget", scenario.kind)
     if len(pool) < scenario.size:
         raise UserError(
@@ -105,7 +109,8 @@ def questions(corpus: Corpus, scenario: Scenario, facts: tuple[str, ...]) -> Que
     def by_question(values: np.ndarray) -> np.ndarray:
         return np.array([values[its].mean() for its in rows.values()], dtype=np.float64)
 
-    return Questions(tuple(rows), by_question(fall), {name: by_question(values) for name, values in traits.items()})
+    by_name = {name: by_question(values) for name, values in traits.items()}
+    return Questions(tuple(rows), by_question(fall), by_name, scenario.grokked_below, scenario.ungrokked_above)
 
 
 def pairs(seen: Questions, match: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -43,11 +43,15 @@ class Scenario(Config):
     early_epoch: float = Field(
         default=20.0,
         gt=0,
-        description="kind=local_*: learnt early is what loses less than .01 nats a token from this epoch ...",
+        description="kind=local_*: learnt early is what loses less than grokked_below nats a token from this epoch ...",
     )
     late_epoch: float = Field(
-        default=100.0, gt=0, description="... to this one, learnt late what loses more than .5. Both are in the record."
+        default=100.0,
+        gt=0,
+        description="... to this one, learnt late what loses more than ungrokked_above. Both are in the record.",
     )
+    grokked_below: float = Field(default=0.01, gt=0, description="kind=local_*: see early_epoch; .01 was published.")
+    ungrokked_above: float = Field(default=0.5, gt=0, description="kind=local_*: see late_epoch; .5 was published.")
     match: tuple[Literal["frequency", "length", "loss"], ...] = Field(
         default=(),
         description="kind=local_*: draw from pairs, one question learnt early and one late, that are alike in these: "

@@ -38,7 +38,9 @@ MIN_DRAWS = 3
 WAYS = {"as_published": False, "matched": True}
 
 
-def groups(folder: Path, corpus: Corpus, match: Sequence[str], early: float | None = None) -> dict[str, Any]:
+def groups(
+    folder: Path, corpus: Corpus, match: Sequence[str], early: float | None = None, **falls: float
+) -> dict[str, Any]:
     """Return what the two groups of a run's record are: `early_epoch`, `late_epoch` (the last one recorded), questions
     of each, by every recorded epoch too, pairs that match, how far the groups are apart in what makes questions easy,
     in standard deviations, before and after matching, the share of answer tokens each gets right at the late epoch (the
@@ -48,6 +50,7 @@ def groups(folder: Path, corpus: Corpus, match: Sequence[str], early: float | No
         folder: of the run that recorded item losses.
         match: what pairs are alike in, see `Scenario.match`.
         early: the early epoch; None takes the recorded one at which the smaller of both groups is largest.
+        falls: `grokked_below` and `ungrokked_above` of the scenario, where they are not those published.
 
     Raises UserError as `draw_local`.
     """
@@ -55,7 +58,7 @@ def groups(folder: Path, corpus: Corpus, match: Sequence[str], early: float | No
     late = float(record.epochs[-1])
 
     def seen(epoch: float) -> Questions:
-        scenario = Scenario(kind="local_grok", record=str(folder), early_epoch=epoch, late_epoch=late)
+        scenario = Scenario(kind="local_grok", record=str(folder), early_epoch=epoch, late_epoch=late, **falls)
         return questions(corpus, scenario, facts)
 
     sizes = {e: [len(seen(e).group(kind)) for kind in LOCAL] for e in record.epochs[:-1].tolist()}

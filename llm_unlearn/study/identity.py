@@ -28,10 +28,12 @@ LATER: dict[str, Any] = {
     "config.optim.optimizer": "adamw",
     "config.scenario.classes": [],
     "config.scenario.early_epoch": 20.0,
+    "config.scenario.grokked_below": 0.01,
     "config.scenario.late_epoch": 100.0,
     "config.scenario.match": [],
     "config.scenario.record": None,
     "config.scenario.share": None,
+    "config.scenario.ungrokked_above": 0.5,
     "config.stop.by": "prob",
 }
 """Key of a spec that came after the first studies -> the value at which a run is what it was before. A new key of a
