@@ -337,9 +337,9 @@ def _how() -> Section:
             "than `fit` and not than `easy`, generalising does, however it came about. All else cannot be told: what "
             "is not shown is not taken for the opposite.",
             "The rules of the answer are in `llm_unlearn/report/answer.py`, those of the published claims in "
-            "`llm_unlearn/report/claims.py`: both were committed before the results they judge, but for one change after "
-            "the first of language had been seen: runs that are each held to the level of their own gold are judged at "
-            "it, as those held to one level were before. Until then their updates were counted to gold's accuracy (that "
+            "`llm_unlearn/report/claims.py`: committed before the results they judge, but for one change, after "
+            "language's first had been seen: runs that are each held to the level of their own gold are judged at it, "
+            "as those held to one level were before. Until then their updates were counted to gold's accuracy (that "
             "table still stands beside), and the forget accuracy that their levels decide was judged.",
             "`llm-unlearn study reproduce FILE CELL` runs one cell of a study again and says whether every number is "
             "the same to the last bit.",
