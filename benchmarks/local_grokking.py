@@ -203,7 +203,7 @@ def run(args: argparse.Namespace, each: Each) -> dict[str, Any]:
     fitting = ["loop.threads=1", *args.fit]
     (full,) = each(fit, [(f"{args.runs}/full", [f"data.path={path}", f"record_epochs={list(args.epochs)}", *fitting])])
     start = open_start(f"{args.runs}/full", None, None)
-    told = groups(args.runs / "full", start.corpus, args.match.split(","), args.early, **falls(args))
+    told = groups(args.runs / "full", start.corpus, args.match.split(","), args.early, falls(args))
     print(json.dumps(told), flush=True)
     scenarios, left_out = scenarios_of(args, told)
     if not scenarios:

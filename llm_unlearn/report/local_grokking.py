@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_unlearn.config import build_config
 from llm_unlearn.data.local_draws import LOCAL, Questions, pairs, questions
 from llm_unlearn.data.loss_record import LossRecord, read_record
 from llm_unlearn.data.schema import Corpus
@@ -39,7 +40,11 @@ WAYS = {"as_published": False, "matched": True}
 
 
 def groups(
-    folder: Path, corpus: Corpus, match: Sequence[str], early: float | None = None, **falls: float
+    folder: Path,
+    corpus: Corpus,
+    match: Sequence[str],
+    early: float | None = None,
+    falls: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return what the two groups of a run's record are: `early_epoch`, `late_epoch` (the last one recorded), questions
     of each, by every recorded epoch too, pairs that match, how far the groups are apart in what makes questions easy,
@@ -58,7 +63,14 @@ def groups(
     late = float(record.epochs[-1])
 
     def seen(epoch: float) -> Questions:
-        scenario = Scenario(kind="local_grok", record=str(folder), early_epoch=epoch, late_epoch=late, **falls)
+        values = {
+            "kind": "local_grok",
+            "record": str(folder),
+            "early_epoch": epoch,
+            "late_epoch": late,
+            **(falls or {}),
+        }
+        scenario = build_config(Scenario, values)
         return questions(corpus, scenario, facts)
 
     sizes = {e: [len(seen(e).group(kind)) for kind in LOCAL] for e in record.epochs[:-1].tolist()}
