@@ -107,7 +107,7 @@ ROWS = (
     Row(
         "T9", "evaluation killed and resumed; another checkpoint in the same folder; weights edited in place",
         "resumed equals uninterrupted; scored again or refused, 0 stale numbers of 50",
-        "caches keyed without the model (thread 4063)", 50, numbers.stale,
+        "caches keyed without the model (thread 4063)", 75, numbers.stale,
         note="edited: one weight by 10 % or more, size and times of the file as before",
     ),
     Row(
@@ -266,9 +266,20 @@ def table(found: dict[str, Any]) -> str:
 def _more(name: str, mine: dict[str, Any]) -> str:
     """What else of a row's trials belongs into the table."""
     tried = mine.get("trials", [])
+    if name == "T1" and tried:
+        middle = sum(0 < (t["from_step"] or 0) < 24 for t in tried)
+        return f"; {sum(t['kills'] for t in tried)} kills; {middle} last went on in the middle, others from the start"
+    if name == "T3" and tried:
+        return f"; {sum(t['crashes'] > 0 for t in tried)} with a crash"
     if name == "T4":
         saved = [t["saved_after_s"] for t in tried if t["saved_after_s"] is not None]
-        return f"; saved after at most {max(saved)} s" if saved else ""
+        early = f", {len(tried) - len(saved)} in start-up, with nothing to save yet"
+        return f"; {len(saved)} saved, after at most {max(saved)} s{early}" if saved else ""
+    if name == "T6" and tried:
+        return f"; {sum(t['code'] == 0 for t in tried)} of unlearning delivered the best step before (exit code 0)"
+    if name == "T9" and tried:
+        kills = sum(t["kind"] == "killed" for t in tried)
+        return f"; {kills} killed, {len(tried) - kills} with other weights"
     if name == "T2":
         lost = max(t["steps_lost"] for t in tried)
         return f"; {sum(t['killed'] for t in tried)} died in the save; at most {lost} steps lost, of an interval of 7"

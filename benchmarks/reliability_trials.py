@@ -177,13 +177,16 @@ def kill_me() -> None:
 
 
 def random_kill(bench: Bench, k: int) -> dict[str, Any]:
-    """T1: kill -9 in a random step (forward, backward or before the update), once or three times, and resume."""
+    """T1: kill -9 in a random step (forward, backward or before the update), once or three times, and resume; each kill
+    in one of the steps that are left after the last.
+    """
     draw, job = random.Random(k), list(JOBS)[k % len(JOBS)]
     out, times = bench.folder / "trial", 3 if k % 5 == 4 else 1
     shutil.rmtree(out, ignore_errors=True)
     whole, killed = bench.whole(job), 0
     for _ in range(times):
-        number = draw.randint(1, 24)
+        newest = newest_valid(out / "checkpoints") if (out / "checkpoints").exists() else None
+        number = draw.randint(1, 24 - (0 if newest is None else verify(newest)["step"]))
 
         def work(number: int = number) -> None:
             struck(loop, draw.choice(["_one_step", "_before_update"]), number, kill_me)
@@ -191,7 +194,8 @@ def random_kill(bench: Bench, k: int) -> dict[str, Any]:
 
         killed += bench.run(work) == -signal.SIGKILL
     same, step = bench.finishes(job, out)
-    return {"passed": same and whole == bench.whole(job), "job": job, "kills": killed, "from_step": step}
+    passed = same and whole == bench.whole(job) and killed == times
+    return {"passed": passed, "job": job, "kills": killed, "from_step": step}
 
 
 def save_kill(bench: Bench, k: int) -> dict[str, Any]:
