@@ -1,6 +1,6 @@
-"""Train the same runs on one process and on two (gloo, CPU) under DeepSpeed ZeRO-1, 2 and 3 and FSDP2. Compared are the
-losses step by step, the final weights (beside how far unlearning moved them), and runs that were killed, or asked to
-end by a SIGTERM to one process, and resumed under the same or another engine.
+"""Train the same runs on one process and on two (gloo, CPU) under DDP, DeepSpeed ZeRO-1, 2 and 3 and FSDP2. Compared
+are the losses step by step, the final weights (beside how far unlearning moved them), and runs that were killed, or
+asked to end by a SIGTERM to one process, and resumed under the same or another engine.
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
 
@@ -46,7 +46,7 @@ SMALL = {  # of the shipped configs: a tiny model would else be one bucket, and 
     "zero2": {"reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000},
     "zero3": {"reduce_bucket_size": 20_000, "stage3_param_persistence_threshold": 0},
 }
-ENGINES = (*SMALL, "fsdp2")
+ENGINES = ("ddp", *SMALL, "fsdp2")
 MOVED = ("zero3", "fsdp2")  # under which finetune is also ended when begun on one process, and the other way
 STRUCK = ("whole", "killed", "asked")  # what befalls a run: nothing, its end after 3/5, SIGTERM to its last process
 Job = tuple[str, str, str]  # folder, case, one of STRUCK
@@ -131,12 +131,13 @@ def work(root: Path, jobs: dict[str, list[Job]], steps: int) -> None:
 
 
 def launch(root: Path, jobs: dict[str, list[Job]], steps: int) -> float:
-    """Run `work` in two processes, under DeepSpeed or under FSDP2; return the seconds it took."""
+    """Run `work` in two processes, under DDP, DeepSpeed or FSDP2; return the seconds it took."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed builds an extension with ninja
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    if "fsdp2" in jobs:
+    if not SMALL.keys() & jobs.keys():
+        (engine,) = jobs
         env["ACCELERATE_USE_CPU"] = "true"
-        options = ["--config_file", str(ROOT / "recipes" / "launch" / "fsdp2.yaml")]
+        options = ["--config_file", str(ROOT / "recipes" / "launch" / f"{engine}.yaml")]
     else:
         options = ["--use_deepspeed", "--deepspeed_config_file", str(root / f"{next(iter(jobs))}.json")]
     for engine in SMALL.keys() & jobs.keys():
@@ -236,7 +237,7 @@ def measure(root: Path, asked: dict[str, list[str]], steps: int) -> dict[str, An
             train(root, (f"one_to_{engine}", "finetune", "killed"), steps)
     seconds = {"one": time.perf_counter() - began}
     jobs = {engine: jobs_of(engine, asked[engine]) for engine in ENGINES if engine in asked}
-    for name, these in (("zero", [*SMALL]), ("fsdp2", ["fsdp2"])):
+    for name, these in (("ddp", ["ddp"]), ("zero", [*SMALL]), ("fsdp2", ["fsdp2"])):
         if its := {engine: jobs[engine] for engine in these if engine in jobs}:
             seconds[name] = launch(root, its, steps)
     for engine in moves:

@@ -106,7 +106,7 @@ def stale(bench: Bench, k: int) -> dict[str, Any]:
     shutil.rmtree(folder / "run", ignore_errors=True)
     shutil.copytree(bench.folder / "start/final", model)
     if kind == "killed":
-        place, calls = draw.choice([("scoring.collate", 3), ("score.write_records", 3), ("score.write_atomic", 2)])
+        place, calls = draw.choice([("scoring.collate", 2), ("score.write_records", 3), ("score.write_atomic", 2)])
         module, name = place.split(".")
         number = draw.randint(1, calls)
 
@@ -120,14 +120,17 @@ def stale(bench: Bench, k: int) -> dict[str, Any]:
             "kind": kind, "in": place, "call": number,
         }  # fmt: skip
     evaluate(bench, model, out)
-    edit(model, 1 if kind == "edited in place" else 200, draw)
+    fresh = whole
+    while fresh == whole:  # the embedding of a token that no question has changes no number
+        edit(model, 1 if kind == "edited in place" else 200, draw)
+        shutil.rmtree(folder / "run/fresh", ignore_errors=True)
+        again = evaluate(bench, model, folder / "run/fresh")
+        fresh = told(folder / "run/fresh")
     code = evaluate(bench, model, out)
-    said = (bench.folder / "said").read_text()
-    again = evaluate(bench, model, folder / "run/fresh")
-    fresh, found = told(folder / "run/fresh"), told(out)
+    said, found = (bench.folder / "said").read_text(), told(out)
     refused = code == 2 and found == whole and "error: " in said
     return {
-        "passed": again == 0 and fresh != whole and (refused or (code == 0 and found == fresh)),
+        "passed": again == 0 and (refused or (code == 0 and found == fresh)),
         "kind": kind, "refused": refused, "code": code,
     }  # fmt: skip
 
