@@ -7,6 +7,8 @@ import os
 # read when torch and huggingface_hub are first imported, so they have to be there before any test module is
 os.environ.update(HF_HUB_OFFLINE="1", LLM_UNLEARN_QUIET="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,21 @@ import pytest
 from llm_unlearn.data.qa import world_corpus
 from llm_unlearn.data.source import make_tokenizer
 from llm_unlearn.data.world import preset
+
+
+@pytest.fixture(scope="session")
+def load_benchmark():
+    """A function NAME -> the module benchmarks/NAME.py."""
+
+    def load(name: str):
+        path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"{name}_program", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ it. 1e-5 of a loss is the project's bar. The first launch on a machine builds De
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -34,14 +33,10 @@ def under(*names: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(load_benchmark, tmp_path_factory):
     """The folder of the benchmark's runs, and what it found: one launch for DeepSpeed's engines and one for FSDP2."""
     folder = tmp_path_factory.mktemp("engines")
-    spec = importlib.util.spec_from_file_location("engines", ROOT / "benchmarks/engines.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_benchmark("engines")
     engines = {"fsdp2": [*CASES, "npo"]} | ({"zero2": ["finetune"], "zero3": CASES} if shutil.which("g++") else {})
     return folder, module.measure(folder, engines, STEPS)["runs"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -23,18 +22,15 @@ from llm_unlearn.study.reproduce import reproduce
 from llm_unlearn.study.tune import Choice, plan_tuning, with_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM, DESIGN = ROOT / "benchmarks" / "language.py", ROOT / "recipes/configs/study/language.yaml"
+DESIGN = ROOT / "recipes/configs/study/language.yaml"
 
 
 ENTRY = {"settings": {"optim": {"lr": 1e-3}}, "feasible": True, "shortfall": 0.0, "damage": 0.0, "trials": 1}
 
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("language_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark):
+    return load_benchmark("language")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -17,15 +16,10 @@ from llm_unlearn.study.matrix import plan
 from llm_unlearn.study.store import Store
 from llm_unlearn.study.tune import plan_tuning, trials_of
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "leaderboard.py"
-
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("leaderboard_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark):
+    return load_benchmark("leaderboard")
 
 
 @pytest.fixture

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from llm_unlearn.report.local_grokking import PUBLISHED, compare, lines_grid, nearest_half
 from llm_unlearn.report.tables import grids_markdown
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "local_grokking.py"
-
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("local_grokking_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark):
+    return load_benchmark("local_grokking")
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks/stats_simulation.py"
 STUDIES = 200
 SKEWED = {"bootstrap_forget": 0.75, "bootstrap_forget_8": 0.78}  # few authors near 0: known to cover less, see stats.py
 
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("stats_simulation", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark):
+    return load_benchmark("stats_simulation")
 
 
 @pytest.mark.parametrize("group", ["primary", "intervals", "utility", "times"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +11,10 @@ from llm_unlearn.plan.activations import BatchShape
 from llm_unlearn.plan.operations import forward_operations
 from llm_unlearn.plan.shape import read_shape
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput.py"
-
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("throughput_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark):
+    return load_benchmark("throughput")
 
 
 def test_once_through_on_a_cpu(program, tmp_path, monkeypatch, capsys):

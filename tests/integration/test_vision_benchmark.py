@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -27,11 +26,8 @@ TOY = ["grok.data.image.train=120", "grok.watch.until=fit", "unlearn.loop.max_st
 
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("vision_program", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark):
+    return load_benchmark("vision")
 
 
 def arguments(**changes) -> Namespace:

@@ -22,7 +22,7 @@ grok:
   scenario: {{size: 2}}
   model: {{size: nano}}
   watch: {{items: 20, first: 50, until: max_steps}}
-  loop: {{batch_size: 32, log_every: 1, save_every: 1000, max_steps: 300}}
+  loop: {{batch_size: 32, log_every: 1, save_every: 1000, max_steps: 900}}
   optim: {{lr: 1.0e-2, warmup: 5, weight_decay: 0}}
 unlearn: {{loop: {{max_steps: 4}}}}
 """
