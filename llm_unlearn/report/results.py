@@ -66,7 +66,7 @@ VISION = (
 LOCAL = Expected(
     "local_grokking.json",
     "local grokking on TOFU",
-    "python benchmarks/local_grokking.py --tofu-dir DIR --jobs 2",
+    "python benchmarks/local_grokking.py --tofu-dir DIR --below 0.03 --above 0.3",
 )
 PRETRAINED = Expected(
     "pretrained_start.json", "grokking from a pretrained start", "python benchmarks/pretrained_start.py --jobs 2"
