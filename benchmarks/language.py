@@ -69,8 +69,6 @@ QUICK = (  # trainings too short to memorise anything: `fit` is never reached, a
     "unlearn.loop={max_steps: 10, threads: 1}",
     "unlearn.stop={every: 5, until: max_steps, floor: null}",
 )
-
-
 PARTS = ("primary", "methods", "checkpoints", "scenarios")
 
 

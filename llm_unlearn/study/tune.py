@@ -298,13 +298,11 @@ def with_settings(asked: Sequence[Wanted], found: Sequence[Choice]) -> tuple[lis
     left = [w for w in asked if (w.scenario if w.scenario in own else "", w.checkpoint, w.method) in have]
     if not left:
         raise UserError("nothing is left to run: all of it is there, or no trial of tuning has a result (see cells/)")
-    names: dict[str, None] = {}
-    for w in asked:
-        if w not in left:
-            whole = (
-                name for name in (w.checkpoint, w.method) if not any(name in (o.checkpoint, o.method) for o in left)
-            )
-            names[next(whole, " ".join(filter(None, (w.scenario, w.checkpoint, w.method))))] = None
+    there = {name for w in left for name in (w.checkpoint, w.method)}
+    names = {
+        next((n for n in (w.checkpoint, w.method) if n not in there), f"{w.scenario} {w.checkpoint} {w.method}".strip())
+        for w in set(asked) - set(left)
+    }
     return left, sorted(names)
 
 
