@@ -11,9 +11,9 @@ model, the design's sha256, and the machine. Prints what came of the primary con
 it again to go on. `llm-unlearn study report` makes the findings of it.
 
 Parts: `primary`, what the primary contrast rests on; of its scenario, `methods`, the other methods, and `checkpoints`,
-the other checkpoints; `scenarios`, the other scenarios and sizes. They have no run in common, only start models. With
-`--from FILE` what a file of results holds is not run again, also where the folder of the study is gone, and what is
-run joins it; models that more runs begin from are trained again.
+the other checkpoints; `scenarios`, the other scenarios and sizes, or one of them by its name (`fact`). They have no run
+in common, only start models. With `--from FILE` what a file of results holds is not run again, also where the folder of
+the study is gone, and what is run joins it; models that more runs begin from are trained again.
 
 What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
 seed of the study never reached is a censored cell.
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="toy size: does it run?")
-    parser.add_argument("--parts", default="", help=f"by comma, of {', '.join(PARTS)}; default the whole study")
+    parser.add_argument("--parts", default="", help=f"by comma, of {', '.join(PARTS)}, or scenarios' names")
     parser.add_argument("--from", dest="before", type=Path, help="file of results to go on from")
     parser.add_argument("--study", help="folder of runs and records; default studies/language, quick: -quick")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
@@ -195,18 +195,20 @@ def cells_of(study: StudyConfig, parts: Sequence[str]) -> list[Wanted]:
         return wanted(study)
     if (p := study.primary) is None:
         raise UserError("--parts: the study declares no primary contrast; leave it out")
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise UserError(f"--parts: unknown part '{unknown[0]}'{suggest(unknown[0], PARTS)}; of {', '.join(PARTS)}")
+    single = {name for name in study.scenarios if name != p.scenario}
+    if unknown := sorted(set(parts) - {*PARTS, *single}):
+        known = [*PARTS, *sorted(single)]
+        raise UserError(f"--parts: unknown part '{unknown[0]}'{suggest(unknown[0], known)}; of {', '.join(known)}")
     kinds = {kind for pair in p.contrasts for kind in pair}
 
-    def part(w: Wanted) -> str:
+    def parts_of(w: Wanted) -> set[str]:
         if w.scenario != p.scenario:
-            return "scenarios"
+            return {"scenarios", w.scenario}
         if w.checkpoint not in kinds:
-            return "checkpoints"
-        return "primary" if w.method in p.methods else "methods"
+            return {"checkpoints"}
+        return {"primary" if w.method in p.methods else "methods"}
 
-    return [w for w in wanted(study) if part(w) in parts]
+    return [w for w in wanted(study) if parts_of(w) & set(parts)]
 
 
 def told(c: PrimaryContrast) -> str:

@@ -117,6 +117,11 @@ def test_the_parts_of_the_study_are_all_of_it(program, study):
     assert program.cells_of(study, ["methods", "primary"]) == [
         w for w in wanted(study) if w in parts["methods"] | parts["primary"]
     ]
+    single = {name: set(program.cells_of(study, [name])) for name in study.scenarios if name != "author"}
+    assert set().union(*single.values()) == parts["scenarios"]
+    assert sum(map(len, single.values())) == len(parts["scenarios"])
+    with pytest.raises(UserError, match="unknown part 'author'"):
+        program.cells_of(study, ["author"])  # of the primary contrast; it is in three parts
     with pytest.raises(UserError, match="unknown part 'method'; did you mean"):
         program.cells_of(study, ["method"])
     with pytest.raises(UserError, match="no primary contrast"):
