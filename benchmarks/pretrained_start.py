@@ -7,10 +7,10 @@ A small Llama is pretrained on the world's plain text ("Dmitri Malik's mentor is
 wordings, no two-hop question), then trained on the questions as any grokking run is. Arms, all with the same tokenizer
 and, by seed, the same initial weights and world: from scratch and from the pretrained model; from the latter also with
 hop augmentation (every trained two-hop question in four wordings), with a grokked teacher (that seed's from scratch),
-and with SAM. Told for each: updates, FLOPs and CPU seconds to t_fit and to t_gen, what had to be trained before
-(pretraining, teacher), held-out accuracy at fit and at the end, and how many seeds reached t_gen in budget. Ratios are
-to from-scratch, by seed. Further arms: --arm NAME START JSON, for example
---arm ortho pretrained '["some.key=1"]'. Everything finished is kept: run it again to go on.
+with SAM, and with the gradients of two random halves of the authors pushed apart at every step. Told for each: updates,
+FLOPs and CPU seconds to t_fit and to t_gen, what had to be trained before (pretraining, teacher), held-out accuracy at
+fit and at the end, and how many seeds reached t_gen in budget. Ratios are to from-scratch, by seed. Further arms: --arm
+NAME START JSON, for example --arm flatter text '["sam.rho=0.1"]'. Everything finished is kept: run it again to go on.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ARMS: dict[str, Arm] = {
     "pretrained, hops": ("text", ["data.path={folder}/hops"]),
     "pretrained, distilled": ("text", ["distil.teacher={folder}/scratch@grok"]),
     "pretrained, sam": ("text", ["sam.rho=0.05"]),
+    "pretrained, apart": ("text", ["orthogonality={weight: 1.0, after: start}"]),
 }
 QUICK = ["model.size=nano", "optim.lr=3e-3", "loop.max_steps=300", "loop.batch_size=64", "scenario.size=2"]
 MARKS = ("t_fit", "t_gen")

@@ -17,6 +17,7 @@ from llm_unlearn.report.costs import paid_back, requests_in_words, training_rati
 from llm_unlearn.report.design import primary
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.html import template
+from llm_unlearn.report.interventions import interventions
 from llm_unlearn.report.local_grokking import lines_grid, local_claims
 from llm_unlearn.report.probe_table import LESS_ALIGNED, LESS_ALIKE, LESS_COMPLEX
 from llm_unlearn.report.results import LANGUAGE, VISION, Check, Ratio, Results, read_results
@@ -61,6 +62,7 @@ def findings(results: Results) -> Page:
     for s in main:
         parts += sections(s)
     parts += [_other_arm(s) for s in studies if s.file.content.arm != "main"]
+    parts += [interventions(studied(f)) for f in (results.interventions,) if f]
     parts += [*_local(results), *_pretrained(results), *_simulation(results), _missing(results)]
     return Page(_answer(main, results), _picture(main), (*parts, _how()))
 

@@ -77,6 +77,26 @@ def probe_claims(
     ]
 
 
+def moved_grid(rows: Sequence[ProbeRow], pairs: Sequence[tuple[str, str]]) -> Grid | None:
+    """Return what was changed from one checkpoint of a pair to the other in the lines that predictions are made from:
+    means, and differences paired by seed; None where none of the pairs was probed.
+    """
+    kinds = {row.checkpoint for row in rows}
+    there = [pair for pair in pairs if set(pair) <= kinds]
+    body = []
+    for name in (name.format(last=_last_layer(rows)) for name in PREDICTORS):
+        found = [_difference(rows, name, *pair) for pair in there]
+        if any(found):
+            means = (" / ".join(_shown(rows, name, kind).partition(";")[0] for kind in pair) for pair in there)
+            moved = (DASH if d is None else f"{d.mean:+.3g} [{d.lo:+.3g}, {d.hi:+.3g}], n = {d.n}" for d in found)
+            body.append(Row((name, *(cell for both in zip(means, moved, strict=True) for cell in both))))
+    if not body:
+        return None
+    heads = [head for a, b in there for head in (f"{a} / {b}", f"{a} minus {b}")]
+    notes = ("Means over seeds [95 % interval]; differences paired by seed.",)
+    return Grid("What was changed in the models", ("probe", *heads), tuple(body), notes)
+
+
 def predictors(rows: Sequence[ProbeRow], outcomes: dict[Cell, float], measure: str) -> tuple[list[Grid], str]:
     """Return which probe predicts `measure` across the cells of probed models; and which could not be judged, "" if
     none. No grid where none could.

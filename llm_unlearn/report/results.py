@@ -68,6 +68,11 @@ LOCAL = Expected(
     "local grokking on TOFU",
     "python benchmarks/local_grokking.py --tofu-dir DIR --below 0.03 --above 0.3",
 )
+INTERVENTIONS = Expected(
+    "interventions.json",
+    "interventions on gradients",
+    "python benchmarks/language.py --design interventions --jobs 2",
+)
 PRETRAINED = Expected(
     "pretrained_start.json", "grokking from a pretrained start", "python benchmarks/pretrained_start.py --jobs 2"
 )
@@ -304,12 +309,12 @@ class StudyFile:
     def name(self) -> str:
         """What was studied, as a page calls it."""
         c = self.content
-        return ", ".join([c.data, c.arch, *([c.arm] if c.arm != "main" else [])]) if c.arch else "language"
+        return ", ".join([c.data, c.arch, *([c.arm] if c.arm != "main" else [])]) if c.arch else self.path.stem
 
     @property
     def title(self) -> str:
         """The same as a heading."""
-        return f"Images: {self.name}" if self.content.arch else "Language"
+        return f"Images: {self.name}" if self.content.arch else self.name.capitalize()
 
     @property
     def scenario(self) -> str:
@@ -349,6 +354,7 @@ class Results:
     vision: tuple[StudyFile, ...]
     local: Mapping[str, Local]
     """File name -> local grokking."""
+    interventions: StudyFile | None
     pretrained: Pretrained | None
     simulation: Simulation | None
 
@@ -362,8 +368,9 @@ class Results:
     def missing(self) -> list[Expected]:
         """What is expected and not there."""
         have = {f.path.name for f in self.studies} | set(self.local)
-        have |= {e.name for e, found in ((PRETRAINED, self.pretrained), (SIMULATION, self.simulation)) if found}
-        return [e for e in (LANGUAGE, *VISION, LOCAL, PRETRAINED, SIMULATION) if e.name not in have]
+        single = ((INTERVENTIONS, self.interventions), (PRETRAINED, self.pretrained), (SIMULATION, self.simulation))
+        have |= {e.name for e, found in single if found}
+        return [e for e in (LANGUAGE, *VISION, LOCAL, INTERVENTIONS, PRETRAINED, SIMULATION) if e.name not in have]
 
 
 def read_results(folder: Path) -> Results:
@@ -375,10 +382,12 @@ def read_results(folder: Path) -> Results:
     language = folder / LANGUAGE.name
     local = {path.name: _checked(path, Local) for path in sorted(folder.glob("local_grokking*.json"))}
     pretrained, simulation = folder / PRETRAINED.name, folder / SIMULATION.name
+    intervened = folder / INTERVENTIONS.name
     return Results(
         language=_study(language) if language.exists() else None,
         vision=vision_files(folder),
         local=local,
+        interventions=_study(intervened) if intervened.exists() else None,
         pretrained=_checked(pretrained, Pretrained) if pretrained.exists() else None,
         simulation=_checked(simulation, Simulation) if simulation.exists() else None,
     )

@@ -24,19 +24,20 @@ def test_arms_start_from_one_seeds_models_and_tell_what_they_took(program, tmp_p
         "--epochs",
         "10",
         "--arms",
-        "pretrained, hops; scratch, distilled",
+        "pretrained, hops; scratch, distilled; pretrained, apart",
     ]
     argv += ["--arm", "sam", "init", '["sam.rho=0.01", "loop.max_steps=25"]', "loop.max_steps=100"]
     program.main([*argv, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")])
     told = json.loads((tmp_path / "out.json").read_text())
     rows = {row["arm"]: row for row in told["rows"]}
-    assert list(rows) == ["scratch", "pretrained, hops", "scratch, distilled", "sam"]
+    assert list(rows) == ["scratch", "pretrained, hops", "scratch, distilled", "pretrained, apart", "sam"]
     assert "no checkpoint 'grok'" in rows["scratch, distilled"]["error"], "so short a run has no grokked teacher"
     assert rows["scratch"]["before"] == {"flops": 0, "cpu_seconds": 0}
     pretraining = told["pretraining"][0]
     assert rows["pretrained, hops"]["before"]["flops"] == pretraining["cost"]["flops"] > 0
     assert 0 <= pretraining["known"] <= 1
     assert rows["pretrained, hops"]["train_items"] - rows["scratch"]["train_items"] == 3 * 120
+    assert rows["pretrained, apart"]["spent"]["flops"] == pytest.approx(3 * rows["scratch"]["spent"]["flops"], rel=0.05)
     assert rows["sam"]["spent"]["updates"] == 25
     assert rows["sam"]["spent"]["flops"] == pytest.approx(rows["scratch"]["spent"]["flops"] / 4 * 2, rel=0.05)
     assert {line["reached"] for line in told["lines"] if line["to"] == "t_gen"} == {0}
@@ -66,5 +67,5 @@ def test_an_arm_pays_for_its_start_and_its_teacher(program):
     spent = {name: program.before(arm, text, teacher)["flops"] for name, arm in program.ARMS.items()}
     assert spent == {
         "scratch": 0, "scratch, distilled": 10, "pretrained": 1, "pretrained, hops": 1, "pretrained, distilled": 11,
-        "pretrained, sam": 1,
+        "pretrained, sam": 1, "pretrained, apart": 1,
     }  # fmt: skip

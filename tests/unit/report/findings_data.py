@@ -47,7 +47,7 @@ def outcome(
             for s in (0, 10, 20, 30, 40)]  # fmt: skip
     return Outcome(
         Path(f"{scenario}-{kind}-{method}-{seed}"), method, kind, seed, metrics, path, 0.25,
-        {"updates": 40, "train_seconds": 4.0, "flops": 4e9, "cpu_seconds": 5.0}, {}, start_step=STEPS[kind],
+        {"updates": 40, "train_seconds": 4.0, "flops": 4e9, "cpu_seconds": 5.0}, {}, start_step=STEPS.get(kind, 500),
         request=f"r{seed}{scenario}", stop="max_steps", architecture="cnn" if images else "",
         start_train_acc=1.0, start_held_out_acc=0.4 if kind == "fit" else 0.95, control=kind == "easy",
         match="grok" if kind == "easy" else None, scenario=scenario, primary=primary(),
