@@ -94,6 +94,11 @@ class OrthogonalityConfig(Config):
         description="Checkpoint kind from whose evaluation on it acts (fit: the evaluation that decides it, two after "
         "the checkpoint). Until then the run is the one without it.",
     )
+    of: Literal["loss", "margin"] = Field(
+        default="loss",
+        description="Whose gradients: those of the answers' loss, or of minus their margin (the answer's logit above the "
+        "mean of the others). Where the answers are known, the few that are not yet decide the former.",
+    )
     steps: int | None = Field(
         default=None, ge=1, description="Updates it acts for, after which the run ends; null: to the run's own end."
     )

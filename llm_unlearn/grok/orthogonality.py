@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llm_unlearn.data.batches import Batch, collate
 from llm_unlearn.data.images import ImageRow
 from llm_unlearn.data.schema import QARow
+from llm_unlearn.eval.probes.passes import margin_loss
 from llm_unlearn.grok.config import OrthogonalityConfig
 from llm_unlearn.grok.detector import kinds
 from llm_unlearn.grok.watch import GrokWatch
@@ -38,7 +39,8 @@ def unit_of(row: QARow) -> str:
 class OrthogonalTask(FitTask):
     """Fitting with a penalty on the squared cosine of the gradients of two halves of each batch.
 
-        loss + weight * cos^2(g_a, g_b),   g_a, g_b: gradients of the loss over a random half of the authors each
+        loss + weight * cos^2(g_a, g_b),   g_a, g_b: gradients over a random half of the authors each, of the loss
+                                           itself, or with `of: margin` of the mean of z_y - mean(other logits)
 
     The halves are drawn anew at every step, as a pure function of (seed, step), so the penalty's mean is that over
     random splits of the authors into some to be forgotten and some to be kept. Its gradient 2 c (H_a u + H_b v), with c
@@ -74,19 +76,28 @@ class OrthogonalTask(FitTask):
             _set(weights, plain, run)
             return total, {"cosine": torch.zeros_like(total)}
         sides: list[Graded] = [[None] * len(weights), [None] * len(weights)]
+        fitting: Graded = [None] * len(weights)
+        of_margin = self.config.of == "margin"
+        passes = (3 if self.weight else 1) + of_margin  # a second backward pass costs about two more of each
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             for side, batch, share in self._half_batches(run.step):
                 batch = batch.to(total.device)
-                for _ in range(3 if self.weight else 1):  # the second backward pass costs about two more of each
+                for _ in range(passes):
                     count_pass(self.tokens, batch)
                 logits_NV = run.answer_model(batch.inputs, batch.index_N)
-                part = self.objective(logits_NV, batch.labels_N) * share
-                grads = torch.autograd.grad(part, list(weights), create_graph=bool(self.weight), allow_unused=True)
+                part = asked = self.objective(logits_NV, batch.labels_N) * share
+                if of_margin:
+                    asked = margin_loss(logits_NV, batch.labels_N).mean() * share
+                    plain = torch.autograd.grad(part, list(weights), retain_graph=True, allow_unused=True)
+                    fitting = _add(fitting, plain)
+                grads = torch.autograd.grad(asked, list(weights), create_graph=bool(self.weight), allow_unused=True)
                 sides[side] = _add(sides[side], grads)
                 total += part.detach()
             cosine, penalty = self._penalty(run, weights, sides)
-        detached = [[None if g is None else g.detach() for g in side] for side in sides]
-        _set(weights, _add(_add(detached[0], detached[1]), penalty), run)
+        if not of_margin:
+            first, second = ([None if g is None else g.detach() for g in side] for side in sides)
+            fitting = _add(first, second)
+        _set(weights, _add(fitting, penalty), run)
         return total, {"cosine": cosine / run.accelerator.num_processes}
 
     def _half_batches(self, step: int) -> Iterator[tuple[int, Batch, float]]:

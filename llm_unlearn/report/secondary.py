@@ -15,10 +15,11 @@ from llm_unlearn.report.text import DASH, number
 from llm_unlearn.stats import Difference, paired_difference
 
 Pairs = Sequence[tuple[str, str]]
+INFERRED = "forget_inf_acc"
 TEXT = {
     "forget_acc~gold": "distance to gold on forgotten questions (less is better)",
     "forget_Q_A_Prob~gold": "distance to gold in forget probability (less is better)",
-    "forget_inf_acc": "indirect: held-out questions that need a forgotten fact",
+    INFERRED: "indirect: held-out questions that need a forgotten fact",
     "forget_inf_acc~left": "the same, as a share of what the start model answers more than gold",
     "forget_about_acc": "indirect: two hops, the first of them a forgotten fact",
     "forget_through_acc": "indirect: asked of somebody else, through a forgotten fact",
@@ -88,6 +89,27 @@ def requests_grid(
     )
     heads = ("method", *(f"{a} minus {b}" for a, b in pairs))
     return Grid(f"{measure}: all requests and checkpoints", heads, tuple(rows), notes)
+
+
+def levels_grid(
+    by_scenario: Mapping[str, Sequence[Outcome]], kinds: Sequence[str], measure: str = INFERRED
+) -> Grid | None:
+    """Return a measure's means for every request, method and checkpoint, gold's and doing nothing's in brackets; None
+    without any.
+    """
+    rows: list[Row] = []
+    for scenario, outcomes in by_scenario.items():
+        part = []
+        for method in sorted({o.method for o in outcomes}):
+            cells = [_cell(outcomes, method, kind, measure) for kind in kinds]
+            if any(cell != DASH for cell in cells):
+                part.append(Row((method, *cells)))
+        rows += [Row((scenario or "the one request",), "section"), *part] if part else []
+    if not rows:
+        return None
+    words = (IMAGES if measure in IMAGES else TEXT).get(measure, measure)
+    notes = ("Means over seeds (gold; doing nothing).",)
+    return Grid(f"{words[:1].upper()}{words[1:]}: all requests and checkpoints", ("method", *kinds), tuple(rows), notes)
 
 
 def _cell(outcomes: Sequence[Outcome], method: str, kind: str, measure: str) -> str:

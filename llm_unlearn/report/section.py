@@ -20,7 +20,7 @@ from llm_unlearn.report.leftover import left_over
 from llm_unlearn.report.paper_table import PAIRS, checkpoints, present
 from llm_unlearn.report.probe_table import predictors, probe_claims, probe_grids
 from llm_unlearn.report.results import AT_LEVEL, StudyFile
-from llm_unlearn.report.secondary import requests_grid, secondary_grid
+from llm_unlearn.report.secondary import levels_grid, requests_grid, secondary_grid
 from llm_unlearn.report.told import designed, told
 from llm_unlearn.report.untuned import same_settings_grid
 
@@ -91,7 +91,7 @@ def sections(s: Studied) -> list[Section]:
         _part("On the way", course),
         _part("Secondary outcomes, exploratory", [
             secondary_grid(few, [k for k in SHOWN if k in checkpoints(few)], present(few, [*pairs, ("easy", "fit")])),
-            _everywhere(s),
+            *_everywhere(s),
         ], _left(s)),
         _part("Every setting tried", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
         _part("Cost", [training_grid(file), break_even_grid(file, _methods(s), s.pairs)]),
@@ -144,10 +144,12 @@ def _left(s: Studied) -> dict[str, str]:
     return {f"{s.file.path.stem}-left-{method}": svg for method, svg in found.items()}
 
 
-def _everywhere(s: Studied) -> Grid | None:
+def _everywhere(s: Studied) -> list[Grid | None]:
+    """The primary's measure, and of texts what can still be inferred, for every request and checkpoint."""
     measure = s.primary.declared.measure if s.primary else "kept_at_level"
     by_scenario = {name: s.file.of(name) for name in dict.fromkeys(o.scenario for o in s.file.outcomes)}
-    return requests_grid(by_scenario, present(s.file.outcomes, PAIRS), measure)
+    differences = requests_grid(by_scenario, present(s.file.outcomes, PAIRS), measure)
+    return [differences, levels_grid(by_scenario, checkpoints(s.file.outcomes))]
 
 
 def _why(s: Studied) -> Section:

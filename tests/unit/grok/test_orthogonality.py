@@ -47,10 +47,10 @@ def pictures(n):
     return [Picture(draw.normal(size=(1, 3, 4)).astype(np.float32), int(draw.integers(3))) for _ in range(n)]
 
 
-def go(model, items, units, *, weight=1.0, after="start", n_micro=1, steps=1, batch=8, on=None, optim=OPTIM, **more):
+def go(model, items, units, *, weight=1.0, of="loss", after="start", n_micro=1, steps=1, batch=8, on=None, optim=OPTIM, **more):
     """Train; returns the Run, its task and every step's gradient and log."""
     loop = LoopConfig(max_steps=steps, batch_size=batch, log_every=1, threads=1, save_every=more.pop("save_every", 99))
-    config = GrokConfig(loop=loop, orthogonality=OrthogonalityConfig(weight=weight, after=after))
+    config = GrokConfig(loop=loop, orthogonality=OrthogonalityConfig(weight=weight, of=of, after=after))
     task = make_task(items, config, Place(n_micro=n_micro), 0, model, units=units)
     assert isinstance(task, OrthogonalTask)
     task.on = task.on if on is None else on
@@ -77,28 +77,36 @@ class Notes:
         pass
 
 
-def penalised(model, items, first, weight):
+def margins(logits_NV, labels_N):
+    """The mean of the answer's logit above the mean of the others."""
+    rows = zip(logits_NV, labels_N, strict=True)
+    return torch.stack([z[y] - torch.cat((z[:y], z[y + 1 :])).mean() for z, y in rows]).mean()
+
+
+def penalised(model, items, first, weight, of="loss"):
     """The penalised loss, from its definition."""
     parts, grads = [], []
     for side in (True, False):
         batch = collate([item for item, mine in zip(items, first, strict=True) if mine == side])
-        loss = nn.functional.cross_entropy(model(batch.inputs, batch.index_N), batch.labels_N)
-        parts.append(loss * batch.n_rows / len(items))
-        grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
-        parts[-1] = parts[-1].detach()
+        logits_NV = model(batch.inputs, batch.index_N)
+        loss = nn.functional.cross_entropy(logits_NV, batch.labels_N)
+        parts.append((loss * batch.n_rows / len(items)).detach())
+        asked = loss if of == "loss" else margins(logits_NV, batch.labels_N)
+        grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(asked, list(model.parameters()))]))
     cos = float(nn.functional.cosine_similarity(grads[0], grads[1], dim=0))
     return float(sum(parts)) + weight * cos**2, cos
 
 
 @pytest.mark.parametrize("weight", [0.7, -2.0])
 @pytest.mark.parametrize("n_micro", [1, 4])
-def test_the_gradient_is_that_of_the_penalised_loss(weight, n_micro):
+@pytest.mark.parametrize("of", ["loss", "margin"])
+def test_the_gradient_is_that_of_the_penalised_loss(weight, n_micro, of):
     items, model = pictures(8), Smooth()
     units = [f"c{i // 2}" for i in range(8)]
-    run, task, (ours,), logs = go(copy.deepcopy(model), items, units, weight=weight, n_micro=n_micro)
+    run, task, (ours,), logs = go(copy.deepcopy(model), items, units, weight=weight, of=of, n_micro=n_micro)
     first = task.first_half(0)
     assert 0 < first.sum() < 8
-    assert logs[-1]["cosine"] == pytest.approx(penalised(model, items, first, weight)[1], rel=1e-5)
+    assert logs[-1]["cosine"] == pytest.approx(penalised(model, items, first, weight, of)[1], rel=1e-5)
     assert run.loss == pytest.approx(penalised(model, items, first, 0.0)[0], rel=1e-6), "the answers' loss alone"
     eps = 1e-4
     for name, p in model.named_parameters():
@@ -108,7 +116,7 @@ def test_the_gradient_is_that_of_the_penalised_loss(weight, n_micro):
                 moved = copy.deepcopy(model)
                 with torch.no_grad():
                     dict(moved.named_parameters())[name].view(-1)[at] += sign * eps
-                values.append(penalised(moved, items, first, weight)[0])
+                values.append(penalised(moved, items, first, weight, of)[0])
             assert ours[name].view(-1)[at].item() == pytest.approx((values[0] - values[1]) / (2 * eps), abs=1e-6), name
 
 
@@ -124,9 +132,10 @@ def test_until_it_is_on_steps_are_the_plain_ones_to_the_bit(make_lm, tiny_items,
     assert logs[-1]["cosine"] == 0
 
 
-def test_a_weight_of_zero_steps_as_plain_fitting_and_tells_the_cosine(make_lm, tiny_items, tiny_world):
+@pytest.mark.parametrize("of", ["loss", "margin"])
+def test_a_weight_of_zero_steps_as_plain_fitting_and_tells_the_cosine(make_lm, tiny_items, tiny_world, of):
     units = [unit_of(row) for row in tiny_world.split("train")]
-    _, task, (sham,), logs = go(AnswerModel(make_lm()), tiny_items, units, weight=0.0, batch=64)
+    _, task, (sham,), logs = go(AnswerModel(make_lm()), tiny_items, units, weight=0.0, of=of, batch=64)
     _, _, (off,), _ = go(AnswerModel(make_lm()), tiny_items, units, after="fit", batch=64)
     for name in off:
         torch.testing.assert_close(sham[name], off[name], rtol=1e-4, atol=1e-6)

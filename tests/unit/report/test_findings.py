@@ -21,9 +21,9 @@ from llm_unlearn.report.findings import Page, findings, markdown, write_findings
 from llm_unlearn.report.local_grokking import local_claims
 from llm_unlearn.report.probe_table import probe_claims, probe_grids
 from llm_unlearn.report.results import LANGUAGE, LOCAL, PRETRAINED, SIMULATION, VISION, read_results
-from llm_unlearn.report.secondary import requests_grid, secondary_grid
+from llm_unlearn.report.secondary import levels_grid, requests_grid, secondary_grid
 from llm_unlearn.report.section import behind, studied
-from llm_unlearn.report.text import printable
+from llm_unlearn.report.text import DASH, printable
 from llm_unlearn.report.told import departures, told
 from tests.unit.report import findings_data as made
 
@@ -302,6 +302,12 @@ def test_secondary_outcomes_stand_beside_gold_and_doing_nothing(folder):
     first = grid.rows[heads.index("distance to gold on forgotten questions (less is better)") + 1].cells
     mean = np.mean([o.number("forget_acc~gold") for o in outcomes if (o.method, o.checkpoint) == ("ga", "fit")])
     assert first[1] == f"{mean:.2f} (0.80)"
+    inferred = levels_grid({"author": outcomes, "none": []}, ("fit", "sam", "grok"))
+    ga = next(row for row in inferred.rows if row.cells[0] == "ga").cells
+    mean = np.mean([o.number("forget_inf_acc") for o in outcomes if (o.method, o.checkpoint) == ("ga", "fit")])
+    assert ga[1:3] == (f"{mean:.2f} (0.05; 0.80)", DASH), "no run from sam"
+    assert [row.cells for row in inferred.rows if row.kind == "section"] == [("author",)]
+    assert levels_grid({"author": outcomes}, ("sam",)) is None
     everywhere = requests_grid({"author": outcomes}, [("grok", "fit")])
     assert everywhere.rows[1].cells[1].startswith("+0.1")
 
