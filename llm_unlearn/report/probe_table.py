@@ -33,6 +33,8 @@ PREDICTORS = (
 """What is asked for a prediction, chosen before there were results: one or two lines a probe, as every line more costs
 all others power.
 """
+DOSES = tuple(f"alignment, {variant}: cos(forget, retain)" for variant in ("margin", "temperature", "ce"))
+"""What an intervention on gradients is to change."""
 HEAVY = 100.0
 """Largest over smallest value from which a probe enters predictions by its logarithm."""
 
@@ -78,13 +80,14 @@ def probe_claims(
 
 
 def moved_grid(rows: Sequence[ProbeRow], pairs: Sequence[tuple[str, str]]) -> Grid | None:
-    """Return what was changed from one checkpoint of a pair to the other in the lines that predictions are made from:
-    means, and differences paired by seed; None where none of the pairs was probed.
+    """Return what was changed from one checkpoint of a pair to the other in what an intervention on gradients is to
+    change and in the lines that predictions are made from: means, and differences paired by seed; None where none of
+    the pairs was probed.
     """
     kinds = {row.checkpoint for row in rows}
     there = [pair for pair in pairs if set(pair) <= kinds]
     body = []
-    for name in (name.format(last=_last_layer(rows)) for name in PREDICTORS):
+    for name in (name.format(last=_last_layer(rows)) for name in (*DOSES, *PREDICTORS)):
         found = [_difference(rows, name, *pair) for pair in there]
         if any(found):
             means = (" / ".join(_shown(rows, name, kind).partition(";")[0] for kind in pair) for pair in there)
