@@ -96,7 +96,7 @@ class OrthogonalityConfig(Config):
     )
     of: Literal["loss", "margin"] = Field(
         default="loss",
-        description="Whose gradients: those of the answers' loss, or of minus their margin (the answer's logit above the "
+        description="Whose gradients: those of the answers' loss, or of their margin (the answer's logit above the "
         "mean of the others). Where the answers are known, the few that are not yet decide the former.",
     )
     steps: int | None = Field(

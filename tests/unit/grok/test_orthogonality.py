@@ -47,7 +47,7 @@ def pictures(n):
     return [Picture(draw.normal(size=(1, 3, 4)).astype(np.float32), int(draw.integers(3))) for _ in range(n)]
 
 
-def go(model, items, units, *, weight=1.0, of="loss", after="start", n_micro=1, steps=1, batch=8, on=None, optim=OPTIM, **more):
+def go(model, items, units, *, weight=1.0, of="loss", after="start", n_micro=1, steps=1, batch=8, on=None, **more):
     """Train; returns the Run, its task and every step's gradient and log."""
     loop = LoopConfig(max_steps=steps, batch_size=batch, log_every=1, threads=1, save_every=more.pop("save_every", 99))
     config = GrokConfig(loop=loop, orthogonality=OrthogonalityConfig(weight=weight, of=of, after=after))
@@ -56,7 +56,7 @@ def go(model, items, units, *, weight=1.0, of="loss", after="start", n_micro=1, 
     task.on = task.on if on is None else on
     seen, logs = [], []
     run = train(
-        model, task, optim, loop, accelerator=make_accelerator(loop, n_micro),
+        model, task, more.pop("optim", OPTIM), loop, accelerator=make_accelerator(loop, n_micro),
         gradient_edits=[lambda named: seen.append({name: p.grad.clone() for name, p in named})],
         callbacks=[Notes(logs)], **more,
     )  # fmt: skip
