@@ -88,8 +88,8 @@ class OrthogonalTask(FitTask):
                 part = asked = self.objective(logits_NV, batch.labels_N) * share
                 if of_margin:
                     asked = margin_loss(logits_NV, batch.labels_N).mean() * share
-                    plain = torch.autograd.grad(part, list(weights), retain_graph=True, allow_unused=True)
-                    fitting = _add(fitting, plain)
+                    own = torch.autograd.grad(part, list(weights), retain_graph=True, allow_unused=True)
+                    fitting = _add(fitting, own)
                 grads = torch.autograd.grad(asked, list(weights), create_graph=bool(self.weight), allow_unused=True)
                 sides[side] = _add(sides[side], grads)
                 total += part.detach()

@@ -81,9 +81,9 @@ def gap(outcomes: Sequence[Outcome], plain: str, projected: str, measure: str, p
     seeds = sorted(a.keys() & b.keys())
     if len(seeds) < MIN_SEEDS:
         return None
-    sides = [[tuple(found[seed][i] for seed in seeds) for i in (0, 1)] for found in (a, b)]
+    sides = [tuple([found[seed][i] for seed in seeds] for i in (0, 1)) for found in (a, b)]
     between = [[late - early for late, early in zip(*side, strict=True)] for side in sides]
-    plain_gap, projected_gap = (paired_difference(*side, resolution=step) for side in sides)
+    plain_gap, projected_gap = (paired_difference(late, early, resolution=step) for late, early in sides)
     added = paired_difference(between[1], between[0], resolution=math.sqrt(2) * step)  # of four rounded numbers
     return Gap(plain_gap, projected_gap, added)
 
