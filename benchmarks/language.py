@@ -15,9 +15,6 @@ the other checkpoints; `scenarios`, the other scenarios and sizes, or one of the
 in common, only start models. With `--from FILE` what a file of results holds is not run again, also where the folder of
 the study is gone, and what is run joins it; models that more runs begin from are trained again.
 
-`--design NAME` runs another design of recipes/configs/study the same way, into NAME.json: `interventions` changes the
-gradients of forget and retain data, and nothing else, in training or while forgetting.
-
 What no model reached is left out and told: a checkpoint that the tuning seeds never reached has no settings, one that a
 seed of the study never reached is a censored cell.
 """
@@ -46,21 +43,22 @@ from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
 from llm_unlearn.study.tune import Choice, choices, plan_tuning, with_settings, write_tuned
 
-CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs/study"
-DESIGNS = {
-    "language": "forgetting from memorised, grokked and control checkpoints of language models, against gold",
-    "interventions": "forgetting from language models whose gradients were pushed apart or together, against shams",
-}
+CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/language.yaml"
 LOOK = Look(  # as many rows as of images, curvature at one loss; small requests have too few pairs for some
     ("alignment", "local_complexity", "cka_paper", "norms", "logits"),
     ("cka", "hessian", "modules", "bridge"),
     Settings(items=128, loss=0.5),
 )
 LAST = "take: last, changes: {optim: {lr: 1e-2}, loop: {max_steps: 60}, watch: {until: max_steps}"
-DOSE = "orthogonality: {after: start, steps: 60, weight: "
-TOY = (  # trainings too short to memorise anything: `fit` is never reached, and what follows from that is seen too
+QUICK = (  # trainings too short to memorise anything: `fit` is never reached, and what follows from that is seen too
     "seeds=[0, 1, 2]",
+    "checkpoints=[easy, twin]",
+    "methods={graddiff: {}, npo: {}}",
+    f"controls={{easy: {{{LAST}}}}}, twin: {{{LAST}, shuffle: inferred}}}}}}",
     "scenarios={author: {kind: author, size: 2}}",
+    "extra=[{seeds: [0], checkpoints: [fit], methods: [npo]}]",
+    "primary.methods=[graddiff, npo]",
+    "primary.contrasts=[[easy, twin]]",
     "tune.seeds=[100]",
     "tune.trials=2",
     "tune.lrs=[1e-4, 1e-3]",
@@ -71,37 +69,16 @@ TOY = (  # trainings too short to memorise anything: `fit` is never reached, and
     "unlearn.loop={max_steps: 10, threads: 1}",
     "unlearn.stop={every: 5, until: max_steps, floor: null}",
 )
-QUICK = {
-    "language": (
-        *TOY,
-        "checkpoints=[easy, twin]",
-        "methods={graddiff: {}, npo: {}}",
-        f"controls={{easy: {{{LAST}}}}}, twin: {{{LAST}, shuffle: inferred}}}}}}",
-        "extra=[{seeds: [0], checkpoints: [fit], methods: [npo]}]",
-        "primary.methods=[graddiff, npo]",
-        "primary.contrasts=[[easy, twin]]",
-    ),
-    "interventions": (
-        *TOY,
-        "checkpoints=[apart, sham]",
-        "methods={npo: {}, npo_gru: {method: {name: npo, gradient: gru}}}",
-        f"controls={{apart: {{{LAST}, {DOSE}1}}}}}}, sham: {{{LAST}, {DOSE}0}}}}}}}}",
-        "extra=[]",
-        "primary.methods=[npo]",
-        "primary.contrasts=[[apart, sham]]",
-    ),
-}
 PARTS = ("primary", "methods", "checkpoints", "scenarios")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--design", default="language", choices=list(DESIGNS), help="which of recipes/configs/study")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="toy size: does it run?")
     parser.add_argument("--parts", default="", help=f"by comma, of {', '.join(PARTS)}, or scenarios' names")
     parser.add_argument("--from", dest="before", type=Path, help="file of results to go on from")
-    parser.add_argument("--study", help="folder of runs and records; default studies/DESIGN, quick: -quick")
+    parser.add_argument("--study", help="folder of runs and records; default studies/language, quick: -quick")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("overrides", nargs="*", help="overrides of the study config: another design, told in results")
@@ -110,15 +87,13 @@ def main() -> None:
 
     def run() -> None:
         study, parts = study_config(args), tuple(filter(None, args.parts.split(",")))
-        path = args.results / f"{args.design}{'_quick' if args.quick else ''}.json"
+        path = args.results / f"language{'_quick' if args.quick else ''}.json"
         if parts and args.before is None and path.exists():
             raise UserError(f"{path}: is there already; go on from it with --from {path}, or give another --results")
         before = None if args.before is None else read_json(args.before)
         content, contrasts = measure(study, args.jobs, args.probe_seeds, parts, before)
-        content = {"what": DESIGNS[args.design], **content}
         probes = [] if args.probe_seeds == 5 else [f"--probe-seeds {args.probe_seeds}"]
-        design = [] if args.design == "language" else [f"--design {args.design}"]
-        flags = [*design, *(["--quick"] if args.quick else []), *([f"--parts {args.parts}"] if parts else []), *probes]
+        flags = [*(["--quick"] if args.quick else []), *([f"--parts {args.parts}"] if parts else []), *probes]
         mine = " ".join(["python benchmarks/language.py", *flags, *(f"'{o}'" for o in args.overrides)])
         content["command"] = mine if before is None else f"{before['command']}; {mine} --from the former"
         write_rows(path, content)
@@ -129,8 +104,8 @@ def main() -> None:
 
 def study_config(args: argparse.Namespace) -> StudyConfig:
     """Return the shipped study with what the command line says."""
-    out, quick = args.study or f"studies/{args.design}{'-quick' if args.quick else ''}", QUICK[args.design]
-    return load_study(CONFIGS / f"{args.design}.yaml", [f"out={out}", *(quick if args.quick else ()), *args.overrides])
+    out = args.study or ("studies/language-quick" if args.quick else "studies/language")
+    return load_study(CONFIG, [f"out={out}", *(QUICK if args.quick else ()), *args.overrides])
 
 
 def measure(
@@ -169,6 +144,7 @@ def measure(
     judged = primary_of(unpack(whole["outcomes"]))
     contrasts = () if judged is None else judged.contrasts
     head = {
+        "what": "forgetting from memorised, grokked and control checkpoints of language models, against gold",
         "command": "",
         "cells": progress_of(study, whole),
     }

@@ -78,11 +78,10 @@ class OrthogonalTask(FitTask):
         sides: list[Graded] = [[None] * len(weights), [None] * len(weights)]
         fitting: Graded = [None] * len(weights)
         of_margin = self.config.of == "margin"
-        passes = (3 if self.weight else 1) + of_margin  # a second backward pass costs about two more of each
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             for side, batch, share in self._half_batches(run.step):
                 batch = batch.to(total.device)
-                for _ in range(passes):
+                for _ in range(3 if self.weight else 1):  # a backward pass through the first costs about two of each
                     count_pass(self.tokens, batch)
                 logits_NV = run.answer_model(batch.inputs, batch.index_N)
                 part = asked = self.objective(logits_NV, batch.labels_N) * share
@@ -90,6 +89,7 @@ class OrthogonalTask(FitTask):
                     asked = margin_loss(logits_NV, batch.labels_N).mean() * share
                     own = torch.autograd.grad(part, list(weights), retain_graph=True, allow_unused=True)
                     fitting = _add(fitting, own)
+                    self.tokens["backward"] += batch.n_inputs
                 grads = torch.autograd.grad(asked, list(weights), create_graph=bool(self.weight), allow_unused=True)
                 sides[side] = _add(sides[side], grads)
                 total += part.detach()

@@ -1,8 +1,8 @@
-"""Interventions on the gradients of what is forgotten and what is kept: one thing changed at a time, beside a sham.
+"""Interventions on how much gradients have in common: models pushed apart or together, beside shams, and projections.
 
-If alignment of these gradients decides what forgetting costs, a model whose gradients were pushed apart keeps more than
-one trained as long without the push, one whose gradients were pushed together keeps less, and projecting the forget
-gradient while forgetting shrinks what is between checkpoints.
+If alignment decides what forgetting costs, a model whose gradients were pushed apart keeps more than one trained as
+long without the push, one whose gradients were pushed together keeps less, and projecting the forget gradient while
+forgetting shrinks what is between checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pair = tuple[str, str]
 GAP: Pair = ("grok", "fit")
 GAPS = {
     "kept_at_level": "kept at the forget level",
-    "forget_inf_acc": "indirect: held-out questions that need a forgotten fact",
+    "forget_inf_acc~left": "indirect: share of what the start model answers more than gold",
 }
 
 
@@ -59,7 +59,7 @@ def interventions(s: Studied) -> Section:
         times_grid(runs, [*pairs, GAP]),
         secondary_grid(runs, kinds, [*pairs, GAP]),
     ]
-    return Section("Interventions on gradients", tuple(text), grids=tuple(g for g in grids if g is not None))
+    return Section("Interventions on gradients", tuple(text), grids=tuple(g for g in grids if g is not None and g.rows))
 
 
 def projected_methods(file: StudyFile) -> list[tuple[str, str, str]]:
@@ -77,25 +77,32 @@ def gap(outcomes: Sequence[Outcome], plain: str, projected: str, measure: str, p
     """Return what is between two checkpoints with a method and with its projected form, over the seeds that have all
     four runs; None for fewer than `MIN_SEEDS`.
     """
-    (a, step), (b, _) = (paired_numbers(outcomes, name, *pair, measure) for name in (plain, projected))
-    seeds = sorted(a.keys() & b.keys())
+    found = [paired_numbers(outcomes, name, *pair, measure) for name in (plain, projected)]
+    seeds = sorted(found[0][0].keys() & found[1][0].keys())
     if len(seeds) < MIN_SEEDS:
         return None
-    sides = [tuple([found[seed][i] for seed in seeds] for i in (0, 1)) for found in (a, b)]
-    between = [[late - early for late, early in zip(*side, strict=True)] for side in sides]
-    plain_gap, projected_gap = (paired_difference(late, early, resolution=step) for late, early in sides)
-    added = paired_difference(between[1], between[0], resolution=math.sqrt(2) * step)  # of four rounded numbers
-    return Gap(plain_gap, projected_gap, added)
+    gaps, between = [], []
+    for values, step in found:
+        late, early = zip(*(values[seed] for seed in seeds), strict=True)
+        gaps.append(paired_difference(late, early, resolution=step))
+        between.append([a - b for a, b in zip(late, early, strict=True)])
+    step = math.hypot(*(step for _, step in found))  # each of the two is a difference of two rounded numbers
+    return Gap(*gaps, paired_difference(between[1], between[0], resolution=step))
 
 
 def shrinks(found: Gap) -> str:
     """Say by rule whether a projection shrinks what is between two checkpoints: the intervals decide."""
-    plain, added = found.plain, found.added
+    plain, projected, added = found
     if plain.lo <= 0 <= plain.hi:
-        return "nothing between them to shrink"
+        return "cannot tell whether there is anything between them"
     if added.lo <= 0 <= added.hi:
         return "cannot tell"
-    return "grows" if (added.mean > 0) == (plain.mean > 0) else "shrinks"
+    if (added.mean > 0) == (plain.mean > 0):
+        return "grows"
+    turned = (projected.mean > 0) != (plain.mean > 0)
+    if turned and (projected.lo > 0 or projected.hi < 0):
+        return "turns round"
+    return "shrinks"
 
 
 def projection_grid(file: StudyFile, outcomes: Sequence[Outcome]) -> Grid | None:
@@ -114,8 +121,9 @@ def projection_grid(file: StudyFile, outcomes: Sequence[Outcome]) -> Grid | None
     heads = ("method, projection", "grok minus fit", "the same, projected", "projected less plain", "verdict")
     notes = (
         f"Paired by seed, over the seeds that have all four runs [95 % interval, each on its own]; {DASH}: fewer than "
-        f"{MIN_SEEDS}. Shrinks: what is between the checkpoints is surely not 0 without the projection, and the "
-        "projection surely changes it towards 0.",
+        f"{MIN_SEEDS}, or a side collapsed in one. Shrinks (grows): what is between the checkpoints is surely not 0 "
+        "without the projection, and the projection surely moves it towards 0 (away from it); turns round: surely to "
+        "the other side. Chance that makes the first large also makes the last column small.",
     )
     return Grid("Projecting the gradients while forgetting", heads, tuple(rows), notes)
 
@@ -124,11 +132,16 @@ def _said(s: Studied) -> list[str]:
     """What came of every declared pair, by the rule that also judges the studies' answer."""
     if (result := s.primary) is None:
         return []
+    if result.problem:
+        return [f"The declared contrasts were not judged: {result.problem}."]
+    words = {"more": "more", "less": "less", "same": f"the same within {result.declared.bound:g}"}
     lines = []
     for group, baseline in result.declared.contrasts:
-        mine = [c for c in result.contrasts if (c.group, c.baseline) == (group, baseline)]
-        words = {"more": "more", "less": "less", "same": f"the same within {result.declared.bound:g}"}
-        parts = [f"{words.get(state(c, result.declared.alpha), 'cannot tell')} with {c.method}" for c in mine]
+        parts = []
+        for c in result.contrasts:
+            if (c.group, c.baseline) == (group, baseline):
+                told = words.get(state(c, result.declared.alpha), "cannot tell")
+                parts.append(f"{told if c.mean is not None else f'not testable ({c.why})'} with {c.method}")
         lines.append(f"`{group}` keeps, beside `{baseline}`: {listed(parts)}.")
     return lines
 

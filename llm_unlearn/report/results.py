@@ -71,7 +71,7 @@ LOCAL = Expected(
 INTERVENTIONS = Expected(
     "interventions.json",
     "interventions on gradients",
-    "python benchmarks/language.py --design interventions --jobs 2",
+    "python benchmarks/interventions.py --jobs 2",
 )
 PRETRAINED = Expected(
     "pretrained_start.json", "grokking from a pretrained start", "python benchmarks/pretrained_start.py --jobs 2"

@@ -61,10 +61,11 @@ def designed(file: StudyFile) -> str:
 
 def infeasible(tuned: Sequence[Tuning]) -> str:
     """Return where tuning had to take the least bad setting, by method."""
+    several = any(row.scenario for row in tuned)  # then the choices over all of them name none
     by_method: dict[str, list[str]] = {}
     for row in tuned:
-        if row.score and not row.feasible_trials and row.scenario:
-            by_method.setdefault(row.method, []).append(f"{row.scenario} {row.checkpoint}")
+        if row.score and not row.feasible_trials and (row.scenario or not several):
+            by_method.setdefault(row.method, []).append(f"{row.scenario} {row.checkpoint}".strip())
     return "; ".join(f"{method} ({_some(places)})" for method, places in by_method.items())
 
 

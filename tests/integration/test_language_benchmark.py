@@ -35,7 +35,7 @@ def program(load_benchmark):
 
 @pytest.fixture(scope="module")
 def study(program):
-    return program.study_config(Namespace(design="language", study=None, quick=False, overrides=[]))
+    return program.study_config(Namespace(study=None, quick=False, overrides=[]))
 
 
 def test_the_design_is_as_declared(study):
@@ -146,14 +146,12 @@ def test_the_primary_first_then_the_rest_in_two_ways(program, tmp_path, monkeypa
     before = {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}
     _reproduced(results / "language_quick.json", tmp_path)  # of a part; the whole's file has more of the same
 
-    quick = program.study_config(Namespace(design="language", study=str(folder), quick=True, overrides=[]))
+    quick = program.study_config(Namespace(study=str(folder), quick=True, overrides=[]))
     whole = _as_read(program.measure(quick, 1, 1)[0])
     assert before.items() <= {p: p.stat().st_mtime_ns for p in (folder / "cells").iterdir()}.items(), "went on from it"
     _checked(whole)
 
-    elsewhere = program.study_config(
-        Namespace(design="language", study=str(tmp_path / "fresh"), quick=True, overrides=[])
-    )
+    elsewhere = program.study_config(Namespace(study=str(tmp_path / "fresh"), quick=True, overrides=[]))
     held = {key: value for key, value in first["digests"].items() if not key.startswith("seed2 ")}
     kept = [n for n, o in enumerate(unpack(first["outcomes"])) if o.seed != 2]
     runs = [first["outcomes"]["runs"][n] for n in kept]

@@ -15,7 +15,7 @@ from llm_unlearn.data.batches import collate
 from llm_unlearn.data.images import ImageRow, Picture
 from llm_unlearn.data.schema import QARow
 from llm_unlearn.errors import UserError
-from llm_unlearn.eval.probes.passes import cross_entropy, mean_gradients
+from llm_unlearn.eval.probes.passes import cross_entropy, margin_loss, mean_gradients
 from llm_unlearn.files import read_jsonl
 from llm_unlearn.grok import orthogonality
 from llm_unlearn.grok.config import DistilConfig, GrokConfig, OrthogonalityConfig, SamConfig, SplineConfig
@@ -170,13 +170,13 @@ def test_one_author_alone_is_a_plain_step():
 
 
 # ---------------------------------------------------------------------------------------------- what it does
-def spread_of_cosines(model, items, units):
+def spread_of_cosines(model, items, units, loss=cross_entropy):
     """Root mean square cosine of the gradients of halves of the authors, over all items; the share of right tokens."""
     task, cosines = OrthogonalTask(OrthogonalityConfig(), units, items, 8, 99, Place()), []
     for step in range(6):
         first = task.first_half(step)
         halves = [[item for item, mine in zip(items, first, strict=True) if mine == side] for side in (True, False)]
-        a, b = (torch.cat([g.flatten() for g in mean_gradients(model, half, [cross_entropy])[0]]) for half in halves)
+        a, b = (torch.cat([g.flatten() for g in mean_gradients(model, half, [loss])[0]]) for half in halves)
         cosines.append(float(nn.functional.cosine_similarity(a, b, dim=0)))
     batch = collate(items)
     with torch.no_grad():
@@ -184,7 +184,13 @@ def spread_of_cosines(model, items, units):
     return float(np.sqrt(np.mean(np.square(cosines)))), float(hits.float().mean())
 
 
-def test_the_cosine_answers_to_the_dose_and_the_answers_stay(make_lm, tiny_items, tiny_world):
+@pytest.mark.parametrize(
+    ("of", "loss", "reverse", "less", "more"),
+    [("loss", cross_entropy, -0.3, 0.7, 1.5), ("margin", margin_loss, -0.1, 0.5, 1.02)],
+)
+def test_the_cosine_answers_to_the_dose_and_the_answers_stay(
+    make_lm, tiny_items, tiny_world, of, loss, reverse, less, more
+):
     """From one fitted model, the same steps with the penalty, without, and with its reverse."""
     units = [unit_of(row) for row in tiny_world.split("train")]
     start = AnswerModel(make_lm())
@@ -193,14 +199,25 @@ def test_the_cosine_answers_to_the_dose_and_the_answers_stay(make_lm, tiny_items
     fitted = spread_of_cosines(start, tiny_items, units)[1]
     assert fitted > 0.9
     after = {}
-    for weight in (1.0, 0.0, -0.3):
+    for weight in (1.0, 0.0, reverse):
         model = copy.deepcopy(start)
         slow = OptimConfig(lr=1e-3, warmup=0, weight_decay=0.1)
-        go(model, tiny_items, units, weight=weight, steps=40, batch=128, optim=slow)
-        after[weight] = spread_of_cosines(model, tiny_items, units)
-    assert after[1.0][0] < 0.7 * after[0.0][0], after
-    assert after[-0.3][0] > 1.5 * after[0.0][0], after
+        go(model, tiny_items, units, weight=weight, of=of, steps=40, batch=128, optim=slow)
+        after[weight] = spread_of_cosines(model, tiny_items, units, loss)
+    assert after[1.0][0] < less * after[0.0][0], after
+    assert after[reverse][0] > more * after[0.0][0], after
     assert min(right for _, right in after.values()) >= fitted, after
+
+
+def test_every_pass_is_counted(tiny_items, make_lm):
+    units = ["a", "b"] * (len(tiny_items) // 2) + ["a"] * (len(tiny_items) % 2)
+    counted = {}
+    for of, weight in (("loss", 0.0), ("loss", 1.0), ("margin", 0.0), ("margin", 1.0)):
+        _, task, _, _ = go(AnswerModel(make_lm()), tiny_items, units, of=of, weight=weight, batch=16)
+        counted[of, weight] = task.tokens["forward"], task.tokens["backward"]
+    once = counted["loss", 0.0][0]
+    assert counted == {("loss", 0.0): (once, once), ("loss", 1.0): (3 * once, 3 * once),
+                       ("margin", 0.0): (once, 2 * once), ("margin", 1.0): (3 * once, 4 * once)}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- in a run

@@ -20,11 +20,11 @@ from llm_unlearn.report.costs import paid_back, training_cost, training_ratios
 from llm_unlearn.report.findings import Page, findings, markdown, write_findings
 from llm_unlearn.report.local_grokking import local_claims
 from llm_unlearn.report.probe_table import probe_claims, probe_grids
-from llm_unlearn.report.results import LANGUAGE, LOCAL, PRETRAINED, SIMULATION, VISION, read_results
+from llm_unlearn.report.results import LANGUAGE, LOCAL, PRETRAINED, SIMULATION, VISION, Tuning, read_results
 from llm_unlearn.report.secondary import levels_grid, requests_grid, secondary_grid
 from llm_unlearn.report.section import behind, studied
 from llm_unlearn.report.text import DASH, printable
-from llm_unlearn.report.told import departures, told
+from llm_unlearn.report.told import departures, infeasible, told
 from tests.unit.report import findings_data as made
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -238,6 +238,17 @@ def test_departures_are_told(tmp_path):
                  "Trained again for further runs, and not the same as before: easy/seed0."):  # fmt: skip
         assert said in text
     assert departures(read_results(made.write(tmp_path, language=broken())).language) == []
+
+
+def test_where_tuning_found_nothing_is_told_once():
+    def row(scenario: str, method: str, feasible: int) -> Tuning:
+        return Tuning(
+            scenario=scenario, checkpoint="fit", method=method, score={"damage": 0.1}, feasible_trials=feasible
+        )
+
+    several = [row("author", "ga", 0), row("author", "npo", 2), row("", "ga", 0)]
+    assert infeasible(several) == "ga (author fit)", "not again for all scenarios together"
+    assert infeasible([row("", "ga", 0), row("", "npo", 1)]) == "ga (fit)", "a study of one scenario names none"
 
 
 def test_cost_by_hand(folder):
