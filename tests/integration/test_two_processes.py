@@ -62,6 +62,8 @@ IMAGES = ["data.kind=digits", "scenario.kind=class", "scenario.size=1", "watch.t
 LEVERS = {
     "sam": [*TEXTS, "sam.rho=0.5", "loop.micro_batch=4"],
     "sam_spline": [*TEXTS, "sam.rho=0.5", "spline.weight=2"],
+    "apart": [*TEXTS, "orthogonality={weight: 1, after: start}", "loop.micro_batch=4"],
+    "together_margin": [*TEXTS, "orthogonality={weight: -0.5, after: start, of: margin}", "loop.micro_batch=4"],
     "spline_images": [*IMAGES, "spline.weight=2", "loss=mse"],
 }
 BATCH_NORM = [*IMAGES, "model.net.arch=cnn", "model.net.norm=batch", "sam.rho=0.5"]
