@@ -49,7 +49,8 @@ def times_grid(
             seeds = sorted(a.keys() & b.keys())
             if len(seeds) >= MIN_SEEDS:
                 sides = [a[s] for s in seeds], [b[s] for s in seeds]
-                found[method, group, baseline] = restricted_difference(*sides, resolution=_interval(outcomes, by, unit))
+                runs = [o for o in outcomes if o.method == method and o.checkpoint in (group, baseline)]
+                found[method, group, baseline] = restricted_difference(*sides, resolution=_interval(runs, by, unit))
                 ranks[method, group, baseline] = log_rank(*sides)
     horizons = {
         m: horizon_of([t for key in times if key[0] == m for t in times[key].values()]) for m in _methods(times)

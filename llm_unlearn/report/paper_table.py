@@ -4,7 +4,7 @@ the rows, and below it the paired differences that the published table lacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,8 +109,13 @@ def present(outcomes: Sequence[Outcome], pairs: Sequence[tuple[str, str]]) -> li
 
 def checkpoints(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the checkpoints that have runs, in the order they are shown."""
+    return in_order({o.checkpoint for o in outcomes})
+
+
+def in_order(checkpoints: Collection[str]) -> list[str]:
+    """Return names of checkpoints in the order they are shown, those that are not known last."""
     known = {name: i for i, name in enumerate(dict.fromkeys((*ORDER, *CONTROLS)))}
-    return sorted({o.checkpoint for o in outcomes}, key=lambda name: (known.get(name, len(known)), name))
+    return sorted(checkpoints, key=lambda name: (known.get(name, len(known)), name))
 
 
 def _rows(architecture: str, runs: Sequence[Outcome]) -> list[Row]:

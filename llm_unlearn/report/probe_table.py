@@ -13,6 +13,7 @@ from llm_unlearn.report import published
 from llm_unlearn.report.claims import BASELINES, Claim, Judged, judge
 from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.grids import MIN_SEEDS
+from llm_unlearn.report.paper_table import in_order
 from llm_unlearn.report.predictors import predictor_grid
 from llm_unlearn.report.results import ProbeRow
 from llm_unlearn.report.text import DASH
@@ -45,7 +46,7 @@ def probe_grids(rows: Sequence[ProbeRow], arch: str, late: str) -> list[Grid]:
     """
     if not rows:
         return []
-    kinds = list(dict.fromkeys(row.checkpoint for row in rows))
+    kinds = in_order({row.checkpoint for row in rows})
     names = list(dict.fromkeys(name for row in rows for name in row.lines))
     family, last = _family(arch), _last_layer(rows)
     beside = {key.format(last=last): text for key, text in published.PROBES.get(family, {}).items()}

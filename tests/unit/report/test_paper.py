@@ -147,6 +147,11 @@ def test_times_count_runs_that_never_got_there():
     assert grid is not None
     assert "of each run's own gold" in grid.title
     assert cells(grid, "ga")[1:3] == ("15 (mean 15), 3/3", "10 (mean 10), 3/3")
+    once = [replace(o, method="edit", trajectory=(o.trajectory[0], o.trajectory[-1])) for o in runs]
+    edited = times_grid([*runs, *once])
+    assert edited is not None
+    told = [cells(g, "ga")[3].partition(", p")[0] for g in (times_grid(runs), edited) if g is not None]
+    assert told[0] == told[1], "how seldom another method was watched says nothing of this one's times"
     by_gold = times_grid(own, by="acc")
     assert by_gold is not None
     assert "gold's forget accuracy" in by_gold.title
