@@ -77,7 +77,8 @@ def training_grid(file: StudyFile) -> Grid:
         rows.append(Row((kind, str(len(found["cpu_seconds"][kind])), *cells)))
     notes = (
         "Up to the checkpoint, in proportion to its step of the run, evaluation on the way included in the seconds; "
-        "means over seeds [95 % interval]. fit_scaled and fit_normed are made from fit and grok at no cost.",
+        "means over seeds [95 % interval]. fit_scaled and fit_normed are made from fit at no cost, but need grok to be "
+        "made like.",
     )
     return Grid("What training took", ("checkpoint", "seeds", f"{prefix}FLOPs", "CPU seconds"), tuple(rows), notes)
 

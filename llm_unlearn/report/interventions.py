@@ -87,7 +87,7 @@ def gap(outcomes: Sequence[Outcome], plain: str, projected: str, measure: str, p
         gaps.append(paired_difference(late, early, resolution=step))
         between.append([a - b for a, b in zip(late, early, strict=True)])
     step = math.hypot(*(step for _, step in found))  # each of the two is a difference of two rounded numbers
-    return Gap(*gaps, paired_difference(between[1], between[0], resolution=step))
+    return Gap(gaps[0], gaps[1], paired_difference(between[1], between[0], resolution=step))
 
 
 def shrinks(found: Gap) -> str:

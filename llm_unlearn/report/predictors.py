@@ -35,11 +35,22 @@ def predictor_grid(outcome: str, lines: Sequence[Predicted], alpha: float = 0.05
         for line in lines
     ]
     sure = [line.probe for line in lines if line.p_beyond_holm <= alpha and line.beyond_kind.lo > 0]
+    least = min((2 ** (1 - line.seeds) for line in lines if line.seeds), default=0.0)
+    best = min(1.0, len(lines) * least)
+    floor = () if best <= alpha else (
+        f"Flipping the signs of so few seeds gives p = {least:.3g} at the least, {best:.3g} after Holm: none of so many "
+        "lines can be told from chance here.",
+    )  # fmt: skip
     said = f"More than the checkpoint's name: {', '.join(sure)}." if sure else (
         f"None of {counted(len(lines), 'probe')} is shown to be more than the checkpoint's name."
     )  # fmt: skip
     columns = ("probe", "rank", "p (Holm)", "R2 left out", "beyond the checkpoint", "p beyond (Holm)", "seeds / cells")
-    return Grid(f"What predicts: {outcome}", columns, tuple(rows), (said, *NOTES))
+    return Grid(
+        f"What predicts: {outcome}",
+        columns,
+        tuple(rows),
+        (said, *(floor if len(lines) * least > alpha else []), *NOTES),
+    )
 
 
 def _interval(x: Interval) -> str:

@@ -60,7 +60,8 @@ def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pai
         return None
     notes = (
         "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by "
-        f"seed [95 % interval, each on its own]; {DASH}: fewer than {MIN_SEEDS} seeds, or a side collapsed in one.",
+        f"seed [95 % interval, each on its own]; {DASH}: not run, fewer than {MIN_SEEDS} seeds, or a side collapsed in "
+        "one.",
     )
     if wanted is TEXT:
         share = "who infers more has more to leave, and this says how much of it is left"
@@ -85,7 +86,7 @@ def requests_grid(
         return None
     notes = (
         f"Paired by seed [95 % interval, each on its own], exploratory but for the primary's cells; {DASH}: fewer than "
-        f"{MIN_SEEDS} seeds, or a side collapsed in one.",
+        f"{MIN_SEEDS} seeds, not run, or a side collapsed in one.",
     )
     heads = ("method", *(f"{a} minus {b}" for a, b in pairs))
     return Grid(f"{measure}: all requests and checkpoints", heads, tuple(rows), notes)

@@ -35,7 +35,9 @@ def departures(file: StudyFile) -> list[str]:
     if c.left_out:
         lines.append(f"No settings were found for, and so left out: {', '.join(c.left_out)}.")
     if missed := infeasible(c.tuned):
-        lines.append(f"No setting tried came to the level with enough kept, on the tuning seeds: {missed}.")
+        lines.append(
+            f"No setting tried came to the level with enough kept in more than half of the tuning draws: {missed}."
+        )
     if c.censored:
         some = "; ".join(c.censored[:MOST]) + ("; ..." if len(c.censored) > MOST else "")
         lines.append(f"Never reached: {counted(len(c.censored), 'checkpoint')} of single seeds or golds ({some}).")

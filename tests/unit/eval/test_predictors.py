@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -126,3 +128,6 @@ def test_the_grid_says_what_was_found():
     assert grid.notes[0] == "More than the checkpoint's name: true."
     none = predictor_grid("two-hop leak", [line for line in lines if line.probe != "true"])
     assert none.notes[0] == "None of 2 probes is shown to be more than the checkpoint's name."
+    assert not any("so few seeds" in note for note in none.notes), "ten seeds: 2 x .00195"
+    few = predictor_grid("two-hop leak", [replace(line, seeds=5) for line in lines])
+    assert few.notes[1].startswith("Flipping the signs of so few seeds gives p = 0.0625 at the least, 0.188 after Holm")
