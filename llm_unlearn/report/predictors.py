@@ -38,8 +38,8 @@ def predictor_grid(outcome: str, lines: Sequence[Predicted], alpha: float = 0.05
     least = min((2 ** (1 - line.seeds) for line in lines if line.seeds), default=0.0)
     best = min(1.0, len(lines) * least)
     floor = () if best <= alpha else (
-        f"Flipping the signs of so few seeds gives p = {least:.3g} at the least, {best:.3g} after Holm: none of so many "
-        "lines can be told from chance here.",
+        f"Flipping the signs of so few seeds gives p = {least:.3g} at the least, {best:.3g} after Holm: none of so "
+        "many lines can be told from chance here.",
     )  # fmt: skip
     said = f"More than the checkpoint's name: {', '.join(sure)}." if sure else (
         f"None of {counted(len(lines), 'probe')} is shown to be more than the checkpoint's name."
