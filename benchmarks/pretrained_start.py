@@ -11,6 +11,11 @@ with SAM, and with the gradients of two random halves of the authors pushed apar
 FLOPs and CPU seconds to t_fit and to t_gen, what had to be trained before (pretraining, teacher), held-out accuracy at
 fit and at the end, and how many seeds reached t_gen in budget. Ratios are to from-scratch, by seed. Further arms: --arm
 NAME START JSON, for example --arm flatter text '["sam.rho=0.1"]'. Everything finished is kept: run it again to go on.
+
+What it brings: every arm's grokked model (the memorised one, where it did not grok), and from scratch also the
+memorised one, forgets four authors at one setting for all until the level of one gold a seed (from scratch, never on
+these authors: it gives the level, and is no gold of a model that read of them in the plain text). Told is what is kept
+there, what can still be inferred, and two of the probes that the published account rests on, all on one arm's data.
 """
 
 from __future__ import annotations
@@ -38,6 +43,16 @@ ARMS: dict[str, Arm] = {
 }
 QUICK = ["model.size=nano", "optim.lr=3e-3", "loop.max_steps=300", "loop.batch_size=64", "scenario.size=2"]
 MARKS = ("t_fit", "t_gen")
+GOLD, MEMORISED = "gold", "fit"
+FORGETTING: dict[str, dict[str, Any]] = {  # as in recipes/configs/study/interventions.yaml
+    "graddiff": {"name": "graddiff", "alpha": 5},
+    "npo": {"name": "npo", "alpha": 5, "params": {"beta": 0.1}},
+}
+EVERY = 2
+MARGIN = 0.05  # above gold's forget probability, as `stop.margin` has it
+ASKED = ("retain_acc", "retain_inf_acc", "forget_inf_acc")
+TOLD = {"kept_at_level": "retain_acc", "forget_inf_acc": "forget_inf_acc"}
+PROBED = ("alignment", "local_complexity")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,12 +126,17 @@ def grok_config(args: argparse.Namespace, seed: int, arm: str) -> Any:
     from llm_unlearn.config import load_config
     from llm_unlearn.grok.config import GrokConfig
 
-    folder, (start, overrides) = args.runs / f"seed{seed}", args.arms[arm]
+    folder = args.runs / f"seed{seed}"
+    start, overrides = ("init", ["exclude=forget"]) if arm == GOLD else args.arms[arm]
     return load_config(GrokConfig, CONFIG, [
-        f"out={folder}/{arm.replace(', ', '-')}", f"seed={seed}", f"data.preset={args.preset}", f"data.seed={seed}",
+        f"out={place_of(args, seed, arm)}", f"seed={seed}", f"data.preset={args.preset}", f"data.seed={seed}",
         f"scenario.seed={seed}", f"model.name={folder}/{start}", "watch.until=grok", "loop.threads=1", *args.overrides,
         *(text.replace("{folder}", str(folder)) for text in overrides),
     ])  # fmt: skip
+
+
+def place_of(args: argparse.Namespace, seed: int, arm: str) -> Path:
+    return args.runs / f"seed{seed}" / arm.replace(", ", "-")
 
 
 def train_arm(task: tuple[argparse.Namespace, int, str]) -> dict[str, Any]:
@@ -142,6 +162,70 @@ def train_arm(task: tuple[argparse.Namespace, int, str]) -> dict[str, Any]:
         "spent": spent, "held_out_at_fit": at_fit, "held_out_best": max(line["held_out_acc"] for line in curve),
         "held_out_last": curve[-1]["held_out_acc"], "train_items": result["train_items"],
     }  # fmt: skip
+
+
+def brings(task: tuple[argparse.Namespace, int, str, str]) -> dict[str, Any]:
+    """Probe an arm's model, and make it forget with every method. The memorised one stands for a checkpoint that was
+    never reached; where that was not either the row says so. A method that diverged has no values.
+    """
+    from llm_unlearn.errors import Diverged
+    from llm_unlearn.eval.probes.run import probe_model
+    from llm_unlearn.eval.probes.table import Settings
+    from llm_unlearn.unlearn.start import open_start
+
+    args, seed, arm, asked = task
+    model, gold, common = (reached(place_of(args, seed, name), asked) for name in (arm, GOLD, "scratch"))
+    if not (model and gold and common):
+        why = f"from scratch, gold or itself reached neither this nor {MEMORISED}"
+        return {"seed": seed, "arm": arm, "checkpoint": asked, "error": why}
+    same, kind = open_start(common, None, None), model.rpartition("@")[2]
+    probed = probe_model(model, same.corpus, same.request, which=PROBED, settings=Settings(items=128),
+                         out=Path(model.replace("@", "-probed-")))  # fmt: skip
+    values = {
+        f"{name}, {its['name']}": (its["value"], 0.0) for name in PROBED for its in probed["probes"][name]["lines"]
+    }
+    for method in FORGETTING:
+        try:
+            values |= forget(model, gold, method, same)
+        except Diverged:
+            continue
+    return {"seed": seed, "arm": arm, "checkpoint": kind, "values": values}
+
+
+def reached(run: Path, kind: str) -> str:
+    """Return a run's model at a checkpoint, or at the memorised one where it never reached that; "" for neither."""
+    return next((f"{run}@{k}" for k in (kind, MEMORISED) if (run / k / "config.json").exists()), "")
+
+
+def forget(model: str, gold: str, method: str, same: Any) -> dict[str, tuple[float | None, float]]:
+    """Make a model forget until its gold's level; return what is asked of it before and after, on the data `same`, with
+    the step of the grid that a number lies on.
+    """
+    from llm_unlearn.config import build_config
+    from llm_unlearn.eval.evaluate import evaluate
+    from llm_unlearn.eval.outcome import load_outcomes
+    from llm_unlearn.eval.suite import load_suite
+    from llm_unlearn.unlearn.config import UnlearnConfig
+    from llm_unlearn.unlearn.facts import comparison_facts
+    from llm_unlearn.unlearn.run import run_unlearn
+
+    out, suite = f"{model.replace('@', '-forgets-')}-{method}", load_suite("language_study")
+    level = evaluate(gold, suite, same.corpus, same.request, fmt=same.data.format)["metrics"]["forget_Q_A_Prob"]
+    settings = {  # gold was not trained on every arm's data, so its level is given as a number
+        "out": out, "model": model, "method": FORGETTING[method], "loop": {"max_steps": 200, "threads": 1},
+        "stop": {"every": EVERY, "until": "target", "target": level["value"] + MARGIN, "floor": None},
+    }  # fmt: skip
+    facts = comparison_facts(run_unlearn(build_config(UnlearnConfig, settings)), same.origin)
+    evaluate(out, suite, same.corpus, same.request, fmt=same.data.format, gold=gold, start=model, run=facts)
+    (outcome,) = load_outcomes([Path(out)])
+    its = outcome.metrics
+    steps = {name: 1 / its[name]["n"] for name in ASKED}
+    return {
+        **{name: (its[name]["start"], steps[name]) for name in ASKED},
+        "gold, forget_inf_acc": (its["forget_inf_acc"]["gold"], steps["forget_inf_acc"]),
+        **{f"{method}, {name}": (outcome.number(name), steps[rows]) for name, rows in TOLD.items()},
+        f"{method}, updates_to_target": (outcome.number("updates_to_target"), EVERY),
+    }
 
 
 def before(arm: Arm, text: dict[str, Any], teacher: dict[str, Any]) -> dict[str, float]:
@@ -207,15 +291,20 @@ def report(args: argparse.Namespace, each: Any) -> None:
     seeds = range(args.seeds)
     text = list(each(start_models, [(args, seed) for seed in seeds]))
     rows = list(each(train_arm, [(args, seed, "scratch") for seed in seeds]))  # the teachers
-    rows += each(train_arm, [(args, seed, arm) for arm in args.arms if arm != "scratch" for seed in seeds])
+    others = [arm for arm in (*args.arms, GOLD) if arm != "scratch"]
+    rows += [row for row in each(train_arm, [(args, s, arm) for arm in others for s in seeds]) if row["arm"] != GOLD]
     for row in rows:
         if "error" not in row:
             row["before"] = before(args.arms[row["arm"]], text[row["seed"]], rows[row["seed"]].get("spent", {}))
     lines = against_scratch(args, rows)
+    wanted = [("scratch", MEMORISED), *((arm, "grok") for arm in args.arms)]
+    tasks = [(args, seed, *model) for model in wanted for seed in seeds]
+    once = {reached(place_of(*task[:3]), task[3]) or task[1:]: task for task in tasks}  # one process a folder
     content = {
         "what": "steps, FLOPs and CPU seconds to fit and to generalise, from a pretrained start and from scratch",
         "command": f"python benchmarks/pretrained_start.py {'--quick' if args.quick else f'--preset {args.preset}'}",
         "overrides": args.overrides, "arms": args.arms, "pretraining": text, "lines": lines, "rows": rows,
+        "brought": list(each(brings, list(once.values()))),
         "environment": environment(),
     }  # fmt: skip
     write_atomic(args.out, (json.dumps(content, indent=1) + "\n").encode())

@@ -19,11 +19,12 @@ from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.html import template
 from llm_unlearn.report.interventions import interventions
 from llm_unlearn.report.local_grokking import lines_grid, local_claims
+from llm_unlearn.report.pretrained import pretrained
 from llm_unlearn.report.probe_table import LESS_ALIGNED, LESS_ALIKE, LESS_COMPLEX
-from llm_unlearn.report.results import LANGUAGE, VISION, Check, Ratio, Results, read_results
+from llm_unlearn.report.results import LANGUAGE, VISION, Check, Results, read_results
 from llm_unlearn.report.section import Section, Studied, behind, sections, studied
 from llm_unlearn.report.tables import grids_markdown
-from llm_unlearn.report.text import DASH, count, printable
+from llm_unlearn.report.text import DASH, printable
 from llm_unlearn.report.told import designed, told
 from llm_unlearn.report.untuned import same_settings_grid
 
@@ -63,7 +64,12 @@ def findings(results: Results) -> Page:
         parts += sections(s)
     parts += [_other_arm(s) for s in studies if s.file.content.arm != "main"]
     parts += [interventions(studied(f)) for f in (results.interventions,) if f]
-    parts += [*_local(results), *_pretrained(results), *_simulation(results), _missing(results)]
+    parts += [
+        *_local(results),
+        *([pretrained(results.pretrained)] if results.pretrained else []),
+        *_simulation(results),
+        _missing(results),
+    ]
     return Page(_answer(main, results), _picture(main), (*parts, _how()))
 
 
@@ -280,25 +286,6 @@ def _local(results: Results) -> list[Section]:
         text = (f"`{local.command}` ({name}). {local.environment.machine}.",)
         out.append(Section("Local grokking on TOFU", text, grids=(*judged, lines_grid(_dumped(local.lines)))))
     return out
-
-
-def _pretrained(results: Results) -> list[Section]:
-    if (found := results.pretrained) is None:
-        return []
-    rows = []
-    for x in found.lines:
-        ratios = map(_ratio, (x.updates_ratio, x.flops_ratio, x.flops_ratio_with_before, x.cpu_seconds_ratio))
-        rows.append(Row((x.arm, x.to, f"{x.reached} of {x.of}", count(x.updates and round(x.updates)), *ratios)))
-    heads = ("arm", "to", "seeds", "updates", "updates, x scratch", "FLOPs, x scratch",
-             "FLOPs with what was trained before", "CPU seconds, x scratch")  # fmt: skip
-    notes = ("Means over the seeds that got there; ratios to from-scratch by seed, geometric means [95 % interval].",)
-    text = (f"`{found.command}`. {found.environment.machine}.",)
-    grid = Grid("Steps and cost to memorise (t_fit) and to generalise (t_gen)", heads, tuple(rows), notes)
-    return [Section("Grokking from a pretrained start", text, grids=(grid,))]
-
-
-def _ratio(r: Ratio | None) -> str:
-    return DASH if r is None else f"{r.mean:.2g}" + (f" [{r.ci[0]:.2g}, {r.ci[1]:.2g}]" if r.ci else "")
 
 
 def _simulation(results: Results) -> list[Section]:

@@ -271,11 +271,36 @@ class PretrainedLine(_Part):
     cpu_seconds_ratio: Ratio | None = None
 
 
+class Brought(_Part):
+    """A model of benchmarks/pretrained_start.py probed and made to forget: by name numbers and the step of the
+    grid each lies on, or why there are none.
+    """
+
+    seed: int
+    arm: str
+    checkpoint: str
+    values: dict[str, tuple[float | None, float]] = {}
+    error: str = ""
+
+
+class PretrainedRow(_Part):
+    """A training of benchmarks/pretrained_start.py, or why there is none."""
+
+    seed: int
+    arm: str
+    error: str = ""
+    phase: str = ""
+    held_out_at_fit: float | None = None
+    held_out_best: float | None = None
+
+
 class Pretrained(_Part):
     """The file of benchmarks/pretrained_start.py."""
 
     command: str
     lines: list[PretrainedLine]
+    rows: list[PretrainedRow] = []
+    brought: list[Brought] = []
     environment: Environment
 
 

@@ -69,3 +69,33 @@ def test_an_arm_pays_for_its_start_and_its_teacher(program):
         "scratch": 0, "scratch, distilled": 10, "pretrained": 1, "pretrained, hops": 1, "pretrained, distilled": 11,
         "pretrained, sam": 1, "pretrained, apart": 1,
     }  # fmt: skip
+
+
+@pytest.mark.integration
+def test_memorised_models_forget_and_are_probed_on_one_arms_data(program, tmp_path):
+    argv = ["--quick", "--seeds", "1", "--jobs", "1", "--epochs", "10", "--arms", "pretrained, hops"]
+    argv += ["optim.weight_decay=0.1", "loop.max_steps=700", "watch.until=fit"]
+    program.main([*argv, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")])
+    told = json.loads((tmp_path / "out.json").read_text())
+    brought = {(row["arm"], row["checkpoint"]): row for row in told["brought"]}
+    assert list(brought) == [("scratch", "fit"), ("pretrained, hops", "fit")], "nothing grokked; no model twice"
+    for row in brought.values():
+        values = row["values"]
+        assert values["retain_acc"][0] > 0.9
+        assert values["retain_acc"][1] == pytest.approx(1 / 100), "rows of the first arm's data"
+        assert values["graddiff, kept_at_level"][0] <= 1
+        assert values["npo, updates_to_target"][0] % 2 == 0
+        assert -1 <= values["alignment, ce: cos(all forget, all retain)"][0] <= 1
+    scratch, hops = (row["values"] for row in brought.values())
+    assert scratch["gold, forget_inf_acc"] == hops["gold, forget_inf_acc"], "one gold for all"
+
+
+def test_a_model_never_reached_is_a_row_that_says_so(program, tmp_path):
+    args = program.parse(["--quick", "--runs", str(tmp_path)])
+    row = program.brings((args, 0, "pretrained", "grok"))
+    assert "values" not in row
+    assert "reached neither" in row["error"]
+    assert program.reached(tmp_path, "grok") == ""
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit/config.json").write_text("{}")
+    assert program.reached(tmp_path, "grok") == f"{tmp_path}@fit"

@@ -119,7 +119,24 @@ def pretrained() -> dict[str, Any]:
     line = {"arm": "pretrained", "to": "t_gen", "reached": 3, "of": 3, "updates": 1200.0, "flops": 1e12,
             "cpu_seconds": 100.0, "updates_ratio": ratio, "flops_ratio": ratio, "cpu_seconds_ratio": ratio}  # fmt: skip
     command = "python benchmarks/pretrained_start.py"
-    return {"command": command, "lines": [line], "environment": {"machine": "a machine"}}
+    rows = [
+        {"seed": s, "arm": "pretrained", "phase": "grok", "held_out_at_fit": 0.5, "held_out_best": 1.0}
+        for s in range(3)
+    ]
+    rows.append({"seed": 0, "arm": "scratch, distilled", "error": "no teacher"})
+    brought = [
+        {"seed": s, "arm": arm, "checkpoint": kind, "values": {"npo, kept_at_level": [kept + s / 100, 0.01]}}
+        for arm, kind, kept in (("scratch", "fit", 0.6), ("scratch", "grok", 0.8), ("pretrained", "grok", 0.7))
+        for s in range(3)
+    ]
+    brought += [{"seed": 0, "arm": "scratch, distilled", "checkpoint": "grok", "error": "never reached"}]
+    return {
+        "command": command,
+        "lines": [line],
+        "rows": rows,
+        "brought": brought,
+        "environment": {"machine": "a machine"},
+    }
 
 
 def write(folder: Path, **files: Mapping[str, Any]) -> Path:
