@@ -99,7 +99,8 @@ def _paired(of: dict[int, Brought], base: dict[int, Brought], key: str) -> str:
     pairs = [(a, b) for (a, _), (b, _) in both if a is not None and b is not None]
     if len(pairs) < MIN_SEEDS:
         return DASH
-    d = paired_difference(*zip(*pairs, strict=True), resolution=max(step for _, (_, step) in both))
+    own, its = zip(*pairs, strict=True)
+    d = paired_difference(own, its, resolution=max(step for _, (_, step) in both))
     return f"{d.mean:+.2g} [{d.lo:+.2g}, {d.hi:+.2g}]"
 
 
