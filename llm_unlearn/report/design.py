@@ -14,6 +14,7 @@ from llm_unlearn.report.grid import Grid, Row
 from llm_unlearn.report.text import DASH, count, listed, mean, number, p_value
 from llm_unlearn.stats import paired_difference
 
+Read = Callable[[Outcome], float | None]
 VERDICTS = {
     "differs": "differs",
     "equivalent": "no difference of interest",
@@ -108,19 +109,29 @@ def digits_for(bound: float) -> int:
 def starts(comparison: Comparison, checkpoints: Sequence[str]) -> list[Grid]:
     """Return the grid of the models that unlearning began from, a row per checkpoint; none if the runs do not tell."""
     told = {k: _models(comparison, k) for k in checkpoints}
-    if not any(o.start_held_out_acc is not None for models in told.values() for o in models.values()):
+    every = [o for models in told.values() for o in models.values()]
+    if not any(o.start_held_out_acc is not None for o in every):
         return []
+    unseen = any(_held_out(o) is None and _inferred(o) is not None for o in every)  # between two evaluations
+    reads = (_step, _train, _held_out, *((_kept, _inferred) if unseen else ()))
+    beside_by = (_inferred, "kept two-hop") if unseen else (_held_out, "held-out acc")
     matched = {k: next((o.match for o in models.values() if o.match), None) for k, models in told.items()}
     rows = []
     for k, models in told.items():
-        values = [_mean_of(models, read) for read in (_step, _train, _held_out)]
+        values = [_mean_of(models, read) for read in reads]
         match = matched[k]
-        beside = [_beside(models, told, match)] if any(matched.values()) else []
+        beside = [_beside(models, told, match, beside_by[0])] if any(matched.values()) else []
         rows.append(Row((k, str(len(models)), *values, *beside)))
     heads: tuple[str, ...] = ("checkpoint", "seeds", "step", "train acc", "held-out acc")
     notes = ["Accuracies of the start models as their training saw them, means over seeds."]
+    if unseen:
+        heads = (*heads, "kept facts", "kept two-hop")
+        notes.append(
+            f"{DASH}: its training did not look at that step. Kept facts, kept two-hop: what unlearning's evaluation "
+            "found, of facts asked directly and of two-hop questions that were never trained."
+        )
     if any(matched.values()):
-        heads = (*heads, "held-out acc less that of its match")
+        heads = (*heads, f"{beside_by[1]} less that of its match")
         notes.append("A control is at matched accuracy where that interval is narrow and holds 0.")
     if other := other_requests(comparison.outcomes):
         notes.append(
@@ -135,18 +146,18 @@ def _models(comparison: Comparison, checkpoint: str) -> dict[int, Outcome]:
     return {o.seed: o for o in reversed(comparison.outcomes) if o.checkpoint == checkpoint}
 
 
-def _mean_of(models: dict[int, Outcome], read: Callable[[Outcome], float | None]) -> str:
+def _mean_of(models: dict[int, Outcome], read: Read) -> str:
     summary = summarise([read(o) for _, o in sorted(models.items())])
     return count(None if summary.mean is None else round(summary.mean)) if read is _step else mean(summary, 3)
 
 
-def _beside(models: dict[int, Outcome], told: dict[str, dict[int, Outcome]], match: str | None) -> str:
-    """The paired difference in held-out accuracy to the checkpoint a control is meant to match."""
+def _beside(models: dict[int, Outcome], told: dict[str, dict[int, Outcome]], match: str | None, read: Read) -> str:
+    """The paired difference in an accuracy to the checkpoint a control is meant to match."""
     if match is None:
         return ""
     other = told.get(match, {})
     pairs = [(a, b) for s in sorted(models.keys() & other.keys())
-             if (a := _held_out(models[s])) is not None and (b := _held_out(other[s])) is not None]  # fmt: skip
+             if (a := read(models[s])) is not None and (b := read(other[s])) is not None]  # fmt: skip
     if not pairs:
         return f"{DASH} ({match})"
     if len(pairs) < MIN_SEEDS:
@@ -165,3 +176,11 @@ def _train(o: Outcome) -> float | None:
 
 def _held_out(o: Outcome) -> float | None:
     return o.start_held_out_acc
+
+
+def _kept(o: Outcome) -> float | None:
+    return o.metrics.get("retain_acc", {}).get("start")
+
+
+def _inferred(o: Outcome) -> float | None:
+    return o.metrics.get("retain_inf_acc", {}).get("start")

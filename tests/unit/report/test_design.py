@@ -83,6 +83,28 @@ def test_what_could_not_be_judged_is_said(arms):
     assert "grok against easy with npo: not testable: collapsed in seed 2." in " ".join(verdict(data(broken)))
 
 
+def test_start_models_that_training_did_not_look_at_stand_with_what_evaluation_found(arms):
+    found = {"fit": 0.40, "grok": 0.96, "easy": 0.90}
+
+    def evaluated(o):
+        lines = {
+            "retain_acc": {"value": 0.5, "start": 1.0, "n": 20},
+            "retain_inf_acc": {"value": 0.1, "n": 20, "start": found[o.checkpoint]},
+        }
+        return replace(o, metrics={**o.metrics, **lines})
+
+    late = {"easy": {"start_train_acc": None, "start_held_out_acc": None}}
+    unseen = [replace(evaluated(o), **late.get(o.checkpoint, {})) for o in arms]
+    (grid,) = starts(compare(unseen), ("fit", "easy", "grok"))
+    rows = {row.cells[0]: row.cells for row in grid.rows}
+    assert grid.columns[5:] == ("kept facts", "kept two-hop", "kept two-hop less that of its match")
+    assert rows["easy"][3:5] == ("–", "–")
+    assert rows["easy"][5:7] == ("1.000 ±0.000", "0.900 ±0.000")
+    assert rows["easy"][7] == "-0.060 [-0.060, -0.060] (grok)"
+    (grid,) = starts(compare([evaluated(o) for o in arms]), ("fit", "easy", "grok"))
+    assert "kept facts" not in grid.columns, "every training looked at its own model"
+
+
 def test_start_models_stand_with_their_accuracies_and_controls_beside_their_match(arms):
     (grid,) = starts(compare(arms), ("fit", "grok", "easy"))
     rows = {row.cells[0]: row.cells[1:] for row in grid.rows}
