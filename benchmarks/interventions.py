@@ -1,11 +1,12 @@
 """Is it the alignment of gradients that decides what forgetting costs? recipes/configs/study/interventions.yaml, run.
 
     python benchmarks/interventions.py --jobs 2       # about 3 CPU-hours: 50 trainings, 200 runs
+    python benchmarks/interventions.py --jobs 2 --design interventions_apart      # what it left open, on 15 other seeds
     python benchmarks/interventions.py --quick        # toy: 12 authors, 3 seeds; a minute, says nothing
 
 Models whose gradients were pushed apart, or together, beside shams that took the same steps without, all forgetting at
 the same settings until their level; and a projection of the gradients while forgetting. Probes of every start model
-tell what the pushes did. Writes interventions.json; `llm-unlearn study report` makes a section of the findings of it.
+tell what the pushes did. Writes DESIGN.json; `llm-unlearn study report` makes a section of the findings of it.
 Everything finished is kept: run it again to go on.
 """
 
@@ -27,6 +28,7 @@ from llm_unlearn.study.runner import run_missing
 from llm_unlearn.study.store import Store
 
 CONFIG = Path(__file__).resolve().parent.parent / "recipes/configs/study/interventions.yaml"
+DESIGNS = ("interventions", "interventions_apart")
 LOOK = Look(
     ("alignment", "local_complexity", "cka_paper", "norms", "logits"),
     ("cka", "hessian", "modules"),
@@ -55,8 +57,9 @@ QUICK = (  # trainings too short to memorise anything, so the penalty acts from 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--design", choices=DESIGNS, default=DESIGNS[0], help="file of recipes/configs/study")
     parser.add_argument("--quick", action="store_true", help="toy size: does it run?")
-    parser.add_argument("--study", help="folder of runs and records; default studies/interventions, quick: -quick")
+    parser.add_argument("--study", help="folder of runs and records; default studies/DESIGN, quick: -quick")
     parser.add_argument("--probe-seeds", type=int, default=5, help="seeds whose start models are probed")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("overrides", nargs="*", help="overrides of the study config: another design, told in results")
@@ -64,10 +67,11 @@ def main() -> None:
     args = parser.parse_args()
 
     def run() -> None:
-        name = f"interventions{'-quick' if args.quick else ''}"
+        name = f"{args.design}{'-quick' if args.quick else ''}"
         changes = [f"out={args.study or f'studies/{name}'}", *(QUICK if args.quick else ()), *args.overrides]
-        content = measure(load_study(CONFIG, changes), args.jobs, args.probe_seeds)
-        flags = [*(["--quick"] if args.quick else []), *(f"'{o}'" for o in args.overrides)]
+        content = measure(load_study(CONFIG.with_stem(args.design), changes), args.jobs, args.probe_seeds)
+        design = [] if args.design == DESIGNS[0] else [f"--design {args.design}"]
+        flags = [*design, *(["--quick"] if args.quick else []), *(f"'{o}'" for o in args.overrides)]
         content["command"] = " ".join(["python benchmarks/interventions.py", *flags])
         path = args.results / f"{name.replace('-', '_')}.json"
         write_rows(path, content)

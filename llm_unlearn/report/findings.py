@@ -63,7 +63,7 @@ def findings(results: Results) -> Page:
     for s in main:
         parts += sections(s)
     parts += [_other_arm(s) for s in studies if s.file.content.arm != "main"]
-    parts += [interventions(studied(f)) for f in (results.interventions,) if f]
+    parts += [interventions(studied(f)) for f in results.interventions]
     parts += [
         *_local(results),
         *([pretrained(results.pretrained)] if results.pretrained else []),

@@ -47,19 +47,22 @@ def interventions(s: Studied) -> Section:
     """Return the section about a study whose checkpoints are interventions beside their shams."""
     runs = s.file.of(s.file.scenario)
     text = [*told(s.file), designed(s.file), *_said(s), *_gap_said(s.file, runs)]
+    again = s.file.path.stem.partition("_")[2]
+    title = "Interventions on gradients" + (f": {again}, on other seeds" if again else "")
     if s.comparison is None:
-        return Section("Interventions on gradients", (*text, "No run has ended."))
-    kinds, pairs = checkpoints(runs), s.pairs
+        return Section(title, (*text, "No run has ended."))
+    kinds = checkpoints(runs)
+    pairs = [*s.pairs, *((GAP,) if set(GAP) <= set(kinds) else ())]
     grids = [
         *primary(s.comparison),
         behind(s),
         *starts(s.comparison, kinds),
-        moved_grid(s.file.content.probes, (*pairs, GAP)),
+        moved_grid(s.file.content.probes, pairs),
         projection_grid(s.file, runs),
-        times_grid(runs, [*pairs, GAP]),
-        secondary_grid(runs, kinds, [*pairs, GAP]),
+        times_grid(runs, pairs),
+        secondary_grid(runs, kinds, pairs),
     ]
-    return Section("Interventions on gradients", tuple(text), grids=tuple(g for g in grids if g is not None and g.rows))
+    return Section(title, tuple(text), grids=tuple(g for g in grids if g is not None and g.rows))
 
 
 def projected_methods(file: StudyFile) -> list[tuple[str, str, str]]:

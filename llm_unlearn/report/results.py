@@ -68,10 +68,13 @@ LOCAL = Expected(
     "local grokking on TOFU",
     "python benchmarks/local_grokking.py --tofu-dir DIR --below 0.03 --above 0.3",
 )
-INTERVENTIONS = Expected(
-    "interventions.json",
-    "interventions on gradients",
-    "python benchmarks/interventions.py --jobs 2",
+INTERVENTIONS = (
+    Expected("interventions.json", "interventions on gradients", "python benchmarks/interventions.py --jobs 2"),
+    Expected(
+        "interventions_apart.json",
+        "interventions on gradients: what the first left open",
+        "python benchmarks/interventions.py --jobs 2 --design interventions_apart",
+    ),
 )
 PRETRAINED = Expected(
     "pretrained_start.json", "grokking from a pretrained start", "python benchmarks/pretrained_start.py --jobs 2"
@@ -379,7 +382,7 @@ class Results:
     vision: tuple[StudyFile, ...]
     local: Mapping[str, Local]
     """File name -> local grokking."""
-    interventions: StudyFile | None
+    interventions: tuple[StudyFile, ...]
     pretrained: Pretrained | None
     simulation: Simulation | None
 
@@ -392,10 +395,10 @@ class Results:
     @property
     def missing(self) -> list[Expected]:
         """What is expected and not there."""
-        have = {f.path.name for f in self.studies} | set(self.local)
-        single = ((INTERVENTIONS, self.interventions), (PRETRAINED, self.pretrained), (SIMULATION, self.simulation))
+        have = {f.path.name for f in (*self.studies, *self.interventions)} | set(self.local)
+        single = ((PRETRAINED, self.pretrained), (SIMULATION, self.simulation))
         have |= {e.name for e, found in single if found}
-        return [e for e in (LANGUAGE, *VISION, LOCAL, INTERVENTIONS, PRETRAINED, SIMULATION) if e.name not in have]
+        return [e for e in (LANGUAGE, *VISION, LOCAL, *INTERVENTIONS, PRETRAINED, SIMULATION) if e.name not in have]
 
 
 def read_results(folder: Path) -> Results:
@@ -407,12 +410,12 @@ def read_results(folder: Path) -> Results:
     language = folder / LANGUAGE.name
     local = {path.name: _checked(path, Local) for path in sorted(folder.glob("local_grokking*.json"))}
     pretrained, simulation = folder / PRETRAINED.name, folder / SIMULATION.name
-    intervened = folder / INTERVENTIONS.name
+    intervened = (folder / expected.name for expected in INTERVENTIONS)
     return Results(
         language=_study(language) if language.exists() else None,
         vision=vision_files(folder),
         local=local,
-        interventions=_study(intervened) if intervened.exists() else None,
+        interventions=tuple(_study(path) for path in intervened if path.exists()),
         pretrained=_checked(pretrained, Pretrained) if pretrained.exists() else None,
         simulation=_checked(simulation, Simulation) if simulation.exists() else None,
     )

@@ -60,6 +60,17 @@ def test_the_plan_is_as_declared_and_on_the_language_studys_worlds(program, stud
     assert study.tuned is None, "one setting for all arms"
 
 
+def test_the_second_design_is_the_first_on_other_seeds_with_fewer_arms(program, study):
+    again = load_study(program.CONFIG.with_stem("interventions_apart"), [])
+    assert not set(again.seeds) & {*study.seeds, 100, 101, 102}
+    assert again.controls == {name: study.controls[name] for name in ("apart", "apart_sham")}
+    assert again.methods == {name: study.methods[name] for name in METHODS}
+    for part in ("grok", "unlearn", "scenarios", "suite"):
+        assert getattr(again, part) == getattr(study, part)
+    assert again.primary == study.primary.model_copy(update={"contrasts": study.primary.contrasts[:1]})
+    assert {w.checkpoint for w in wanted(again)} == {"apart", "apart_sham"}
+
+
 def test_once_through_at_toy_size(program, tmp_path, monkeypatch, capsys):
     argv = ["--quick", "--study", str(tmp_path / "s"), "--results", str(tmp_path), "--jobs", "1", "--probe-seeds", "1"]
     monkeypatch.setattr(sys, "argv", ["interventions.py", *argv])

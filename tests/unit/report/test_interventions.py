@@ -85,11 +85,34 @@ def test_what_could_not_be_judged_is_said_with_its_reason(tmp_path):
 def test_a_page_without_them_says_so_and_with_them_does_not(tmp_path):
     without = made.write(tmp_path / "a", language=made.content(made.outcomes({}, 3)))
     assert section_of(without) is None
-    assert INTERVENTIONS.command in markdown(findings(read_results(without)), "f")
-    assert INTERVENTIONS in read_results(without).missing
-    page = findings(read_results(made.write(tmp_path / "b", interventions=content(runs()))))
-    assert INTERVENTIONS.command not in markdown(page, "f")
+    main, again = INTERVENTIONS
+    assert main.command in markdown(findings(read_results(without)), "f")
+    assert {main, again} <= set(read_results(without).missing)
+    found = read_results(made.write(tmp_path / "b", interventions=content(runs())))
+    assert main not in found.missing
+    assert again in found.missing, "the second design is another file"
+    page = findings(found)
     assert "not run yet" in page.answer[0], "they answer another question than the language study"
+
+
+def test_the_second_design_has_a_section_of_its_own_without_what_it_did_not_run(tmp_path):
+    pair = PAIRS[0]
+    primary = made.primary(methods=["npo"], contrasts=[list(pair)])
+    found = [replace(o, seed=o.seed + 10, primary=primary) for o in runs() if o.checkpoint in pair]
+    study = {"seeds": sorted({o.seed for o in found}), "checkpoints": list(pair), "methods": {"npo": {}}, "extra": [],
+             "scenarios": {"author": {}}, "grid_scenarios": [], "primary": primary}  # fmt: skip
+    probes = [{"seed": s, "checkpoint": k, "lines": {"norms, all: norm": [float(s + (k == "apart")), None, None]}}
+              for s in range(3) for k in pair]  # fmt: skip
+    again = content(found, study=study, probes=probes)
+    page = findings(read_results(made.write(tmp_path, interventions=content(runs()), interventions_apart=again)))
+    first, second = (part for part in page.sections if part.title.startswith("Interventions"))
+    assert second.title == "Interventions on gradients: apart, on other seeds"
+    assert "`apart` keeps, beside `apart_sham`: more with npo." in second.text
+    assert not any("Projected" in text for text in second.text)
+    changed = next(grid for grid in second.grids if grid.title == "What was changed in the models")
+    assert changed.columns == ("probe", "apart / apart_sham", "apart minus apart_sham")
+    assert all("grok minus fit" not in grid.columns for grid in second.grids)
+    assert any("grok minus fit" in grid.columns for grid in first.grids)
 
 
 def test_a_gap_by_hand_is_over_the_seeds_that_have_all_four_runs():
@@ -128,7 +151,7 @@ def test_projected_methods_are_those_beside_the_same_without(tmp_path):
     extra = {**METHODS, "graddiff_gru": {"method": {"name": "graddiff", "gradient": "gru"}}, "ga": None}
     made.write(tmp_path, interventions=content(runs(3), study={
         "seeds": [0], "checkpoints": [], "methods": extra, "scenarios": {}, "primary": PRIMARY}))  # fmt: skip
-    file = read_results(tmp_path).interventions
+    file = read_results(tmp_path).interventions[0]
     assert projected_methods(file) == [("npo", "npo_gru", "gru")], "no graddiff to set the other beside"
     two = projection_grid(file, [o for o in runs(2) if o.scenario == "author"])
     assert {cell for row in two.rows if row.kind != "section" for cell in row.cells[1:]} == {DASH}
