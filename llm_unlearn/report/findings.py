@@ -9,6 +9,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from llm_unlearn.eval.breakeven import NEVER
+from llm_unlearn.eval.primary import PrimaryContrast
 from llm_unlearn.files import write_atomic
 from llm_unlearn.report import plots
 from llm_unlearn.report.answer import state
@@ -146,25 +147,36 @@ def _answer(main: Sequence[Studied], results: Results) -> tuple[str, str, str]:
     """The three sentences: language, images, claims and cost."""
     language = [s for s in main if not s.file.content.arch]
     images = [s for s in main if s.file.content.arch]
-    first = f"**Language:** {_said(language[0])}." if language else f"**Language:** not run yet (`{LANGUAGE.command}`)."
-    told = "; ".join(f"{s.file.name}: {_said(s)}" for s in images)
+    first = (
+        f"**Language:** {_said(language[:1])}." if language else f"**Language:** not run yet (`{LANGUAGE.command}`)."
+    )
+    alike: dict[str, list[Studied]] = {}
+    for s in images:
+        alike.setdefault(s.answer.words, []).append(s)
+    told = "; ".join(_said(group, "; ".join(s.file.name for s in group)) for group in alike.values())
     second = f"**Images:** {told}." if images else f"**Images:** not run yet (`{VISION[0].command}`)."
     return first, second, _claims_and_cost(main)
 
 
-def _said(s: Studied) -> str:
-    """A study's answer in a clause, with its numbers."""
-    words = s.answer.words[:1].lower() + s.answer.words[1:]
-    numbers = []
-    for h in s.answer.hypotheses:
-        found = [c.mean for c in h.contrasts if c.mean is not None]
-        if found:
-            low, high = (f"{pick(found):+.2f}".replace("-0.00", "+0.00") for pick in (min, max))
-            spread = low if low == high else f"{low} to {high}"
-            seeds = sorted({c.n for c in h.contrasts if c.mean is not None})
-            n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-            numbers.append(f"{h.group} minus {h.baseline} {spread} over {len(found)} methods, {n} seeds")
-    return f"{words} ({'; '.join(numbers)})" if numbers else words
+def _said(alike: Sequence[Studied], names: str = "") -> str:
+    """The answer of studies that have the same, in a clause with their numbers."""
+    words = alike[0].answer.words[:1].lower() + alike[0].answer.words[1:]
+    found: dict[str, list[PrimaryContrast]] = {}
+    for h in (h for s in alike for h in s.answer.hypotheses):
+        there = [c for c in h.contrasts if c.mean is not None]
+        found.setdefault(f"{h.group} minus {h.baseline}", []).extend(there)
+    numbers = [_range(head, cs) for head, cs in found.items() if cs]
+    told = ": ".join(part for part in (names, "; ".join(numbers)) if part)
+    return f"{words} ({told})" if told else words
+
+
+def _range(head: str, contrasts: Sequence[PrimaryContrast]) -> str:
+    means = [c.mean for c in contrasts if c.mean is not None]
+    low, high = (f"{pick(means):+.2f}".replace("-0.00", "+0.00") for pick in (min, max))
+    fewest, most = (pick(c.n for c in contrasts) for pick in (min, max))
+    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    methods = len({c.method for c in contrasts})
+    return f"{head} {low if low == high else f'{low} to {high}'} over {methods} methods, {seeds} seeds"
 
 
 def _claims_and_cost(main: Sequence[Studied]) -> str:

@@ -91,7 +91,7 @@ def test_html_is_one_file_without_scripts_and_with_the_same_tables(written):
 def test_the_answer_is_three_sentences_from_the_contrasts(folder, page):
     language, images, rest = page.answer
     assert language.startswith("**Language:** grokking as such does not make forgetting easier: generalising does")
-    assert images.startswith("**Images:** digits, cnn: grokking does not make forgetting easier")
+    assert images.startswith("**Images:** grokking does not make forgetting easier (digits, cnn: ")
     said = {float(x) for x in re.findall(r"[+-]\d\.\d\d", language)}
     found = {round(c.mean, 2) for h in studied(read_results(folder).language).answer.hypotheses for c in h.contrasts}
     assert said <= found
@@ -105,6 +105,26 @@ def test_another_effect_makes_another_page(page, tmp_path):
     after = page_of(made.write(tmp_path, language=other))
     assert "**Language:** grokking does not make forgetting easier" in after
     assert "**Language:** grokking does not make forgetting easier" not in page.answer[0]
+
+
+def test_studies_with_one_answer_share_a_clause(tmp_path):
+    def images(first: float, arch: str, seeds: int):
+        found = made.outcomes({"fit": (first, first, first), "easy": (0.0,) * 3}, seeds, images=True)
+        return made.images(found, arch)
+
+    where = made.write(
+        tmp_path, vision_digits_cnn=images(0.0, "cnn", 6), vision_digits_resnet8=images(0.0, "resnet8", 5)
+    )
+    said = findings(read_results(where)).answer[1]
+    assert said.startswith("**Images:** grokking does not make forgetting easier (digits, cnn; digits, resnet8: grok ")
+    over = "over 3 methods, 5 to 6 seeds"
+    assert re.search(rf"grok minus fit [+-]0\.0\d to [+-]0\.0\d {over}; grok minus easy .* {over}\)\.$", said)
+    where = made.write(tmp_path, vision_digits_resnet8=images(0.2, "resnet8", 5))
+    said = findings(read_results(where)).answer[1]
+    assert "grokking does not make forgetting easier (digits, cnn: grok minus fit" in said
+    assert (
+        "; grokking as such does not make forgetting easier: generalising does, however it came about (digits, " in said
+    )
 
 
 def test_what_is_missing_is_said_with_its_command_and_without_a_number(tmp_path):
