@@ -23,10 +23,12 @@ BRINGS = {
     ALIGNMENT: "gradient cosine, forget and retain",
     COMPLEXITY: "local complexity",
     "graddiff, kept_at_level": "GradDiff: kept",
-    "graddiff, updates_to_target": "GradDiff: updates",
+    "graddiff, came to the level": "GradDiff: share of runs that came to the level",
+    "graddiff, updates": "GradDiff: updates",
     "graddiff, forget_inf_acc": "GradDiff: still inferred",
     "npo, kept_at_level": "NPO: kept",
-    "npo, updates_to_target": "NPO: updates",
+    "npo, came to the level": "NPO: share of runs that came to the level",
+    "npo, updates": "NPO: updates",
     "npo, forget_inf_acc": "NPO: still inferred",
 }
 
@@ -34,7 +36,7 @@ BRINGS = {
 def pretrained(found: Pretrained) -> Section:
     """Return the section about arms that start from a pretrained model, or are helped to generalise."""
     text = (f"`{found.command}`. {found.environment.machine}.",)
-    grids = (_cost_grid(found), _phase_grid(found), *_brings_grids(found.brought))
+    grids = (_cost_grid(found), _phase_grid(found), *_brings_grids(found))
     return Section("Grokking from a pretrained start", text, grids=tuple(grid for grid in grids if grid.rows))
 
 
@@ -63,14 +65,15 @@ def _phase_grid(found: Pretrained) -> Grid:
     return Grid("Does it grok", heads, tuple(rows), notes)
 
 
-def _brings_grids(brought: Sequence[Brought]) -> list[Grid]:
+def _brings_grids(found: Pretrained) -> list[Grid]:
     """Return what every model brings, means over seeds, and paired by seed beside the one grokked from scratch."""
     models: dict[Model, dict[int, Brought]] = {}
-    for row in brought:
+    for row in found.brought:
         if not row.error:
             models.setdefault((row.arm, row.checkpoint), {})[row.seed] = row
     if not models:
         return []
+    asked = found.forgetting
     names = [f"{arm}, {kind}" for arm, kind in models]
     means, beside = [], []
     for key, words in BRINGS.items():
@@ -81,10 +84,12 @@ def _brings_grids(brought: Sequence[Brought]) -> list[Grid]:
         beside.append(Row((words, *(_paired(of, models.get(FROM, {}), key) for of in others))))
     runs = Row(("seeds", *(str(len(of)) for of in models.values())))
     notes = (
-        "All forget four authors at one setting (learning rate 1e-4, at most 200 updates) until the forget "
-        "probability of the gold from scratch + .05. Kept: accuracy on kept stored facts, less what was missed of that "
-        "level. Still inferred: two-hop questions about the forgotten. An arm stands with its memorised model in seeds "
-        "where it did not grok.",
+        f"All forget {asked.authors} authors at one setting (learning rate {asked.lr:g}, at most {asked.updates} "
+        "updates) until the forget probability of one gold a seed, from scratch, + .05; each on its own training data, "
+        "so with hop augmentation fewer of the rows that are kept while forgetting are stored facts. Kept: accuracy on "
+        "kept stored facts, less what was missed of that level. Updates: a run that never came to the level counts to "
+        "the end of the budget. Still inferred: two-hop questions about the forgotten. An arm stands with its "
+        "memorised model in seeds where it did not grok.",
     )
     told = f"Mean [95 % interval, each on its own], paired by seed; {DASH}: fewer than {MIN_SEEDS} seeds have both."
     apart = tuple(name for name, model in zip(names, models, strict=True) if model != FROM)

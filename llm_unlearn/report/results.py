@@ -297,6 +297,14 @@ class PretrainedRow(_Part):
     held_out_best: float | None = None
 
 
+class Forgetting(_Part):
+    """The one setting at which all models of benchmarks/pretrained_start.py forget."""
+
+    authors: int = 4
+    updates: int = 200
+    lr: float = 1e-4
+
+
 class Pretrained(_Part):
     """The file of benchmarks/pretrained_start.py."""
 
@@ -304,6 +312,7 @@ class Pretrained(_Part):
     lines: list[PretrainedLine]
     rows: list[PretrainedRow] = []
     brought: list[Brought] = []
+    forgetting: Forgetting = Forgetting()
     environment: Environment
 
 

@@ -84,10 +84,13 @@ def test_memorised_models_forget_and_are_probed_on_one_arms_data(program, tmp_pa
         assert values["retain_acc"][0] > 0.9
         assert values["retain_acc"][1] == pytest.approx(1 / 100), "rows of the first arm's data"
         assert values["graddiff, kept_at_level"][0] <= 1
-        assert values["npo, updates_to_target"][0] % 2 == 0
+        assert values["npo, updates"][0] % 2 == 0
+        assert values["npo, came to the level"][0] in (0, 1)
         assert -1 <= values["alignment, ce: cos(all forget, all retain)"][0] <= 1
     scratch, hops = (row["values"] for row in brought.values())
     assert scratch["gold, forget_inf_acc"] == hops["gold, forget_inf_acc"], "one gold for all"
+    assert {row["gold"] for row in brought.values()} == {"fit"}
+    assert told["forgetting"] == {"authors": 2, "updates": 200, "lr": 1e-4}
 
 
 def test_a_model_never_reached_is_a_row_that_says_so(program, tmp_path):
@@ -99,3 +102,14 @@ def test_a_model_never_reached_is_a_row_that_says_so(program, tmp_path):
     (tmp_path / "fit").mkdir()
     (tmp_path / "fit/config.json").write_text("{}")
     assert program.reached(tmp_path, "grok") == f"{tmp_path}@fit"
+    for arm in ("scratch", "gold", "pretrained"):
+        (tmp_path / "seed0" / arm / "fit").mkdir(parents=True)
+        (tmp_path / "seed0" / arm / "fit/config.json").write_text("{}")
+    row = program.brings((args, 0, "pretrained", "grok"))
+    assert (row["checkpoint"], "values" in row) == ("fit", False)
+    assert "does not say what data" in row["error"], "what cannot be opened costs its own row and no other"
+
+
+def test_a_toy_writes_a_file_of_its_own(program):
+    assert program.parse(["--quick"]).out.name == "pretrained_start_quick.json"
+    assert program.parse([]).out.name == "pretrained_start.json"
