@@ -110,9 +110,10 @@ def starts(comparison: Comparison, checkpoints: Sequence[str]) -> list[Grid]:
     """Return the grid of the models that unlearning began from, a row per checkpoint; none if the runs do not tell."""
     told = {k: _models(comparison, k) for k in checkpoints}
     every = [o for models in told.values() for o in models.values()]
-    if not any(o.start_held_out_acc is not None for o in every):
+    # models that their training did not evaluate at the step they were taken at
+    unseen = any(_held_out(o) is None and None not in (_step(o), _inferred(o)) for o in every)
+    if not unseen and not any(_held_out(o) is not None for o in every):
         return []
-    unseen = any(_held_out(o) is None and _inferred(o) is not None for o in every)  # between two evaluations
     reads = (_step, _train, _held_out, *((_kept, _inferred) if unseen else ()))
     beside_by = (_inferred, "kept two-hop") if unseen else (_held_out, "held-out acc")
     matched = {k: next((o.match for o in models.values() if o.match), None) for k, models in told.items()}

@@ -9,10 +9,9 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from llm_unlearn.eval.breakeven import NEVER
-from llm_unlearn.eval.primary import PrimaryContrast
 from llm_unlearn.files import write_atomic
 from llm_unlearn.report import plots
-from llm_unlearn.report.answer import state
+from llm_unlearn.report.answer import Hypothesis, state
 from llm_unlearn.report.claims import BY_DESIGN, Judged, claims_grid, interval, shown
 from llm_unlearn.report.costs import paid_back, requests_in_words, training_ratios
 from llm_unlearn.report.design import primary
@@ -153,30 +152,29 @@ def _answer(main: Sequence[Studied], results: Results) -> tuple[str, str, str]:
     alike: dict[str, list[Studied]] = {}
     for s in images:
         alike.setdefault(s.answer.words, []).append(s)
-    told = "; ".join(_said(group, "; ".join(s.file.name for s in group)) for group in alike.values())
+    told = "; ".join(_said(group, named=True) for group in alike.values())
     second = f"**Images:** {told}." if images else f"**Images:** not run yet (`{VISION[0].command}`)."
     return first, second, _claims_and_cost(main)
 
 
-def _said(alike: Sequence[Studied], names: str = "") -> str:
-    """The answer of studies that have the same, in a clause with their numbers."""
+def _said(alike: Sequence[Studied], named: bool = False) -> str:
+    """The answer of studies that have the same, in a clause with the numbers of each."""
     words = alike[0].answer.words[:1].lower() + alike[0].answer.words[1:]
-    found: dict[str, list[PrimaryContrast]] = {}
-    for h in (h for s in alike for h in s.answer.hypotheses):
-        there = [c for c in h.contrasts if c.mean is not None]
-        found.setdefault(f"{h.group} minus {h.baseline}", []).extend(there)
-    numbers = [_range(head, cs) for head, cs in found.items() if cs]
-    told = ": ".join(part for part in (names, "; ".join(numbers)) if part)
-    return f"{words} ({told})" if told else words
+    parts = []
+    for s in alike:
+        told = ", ".join(_range(h) for h in s.answer.hypotheses if any(c.mean is not None for c in h.contrasts))
+        if told or named:
+            parts.append(f"{s.file.name}: {told or 'nothing testable'}" if named else told)
+    return f"{words} ({'; '.join(parts)})" if parts else words
 
 
-def _range(head: str, contrasts: Sequence[PrimaryContrast]) -> str:
-    means = [c.mean for c in contrasts if c.mean is not None]
+def _range(h: Hypothesis) -> str:
+    means = [c.mean for c in h.contrasts if c.mean is not None]
     low, high = (f"{pick(means):+.2f}".replace("-0.00", "+0.00") for pick in (min, max))
-    fewest, most = (pick(c.n for c in contrasts) for pick in (min, max))
-    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    methods = len({c.method for c in contrasts})
-    return f"{head} {low if low == high else f'{low} to {high}'} over {methods} methods, {seeds} seeds"
+    seeds = sorted({c.n for c in h.contrasts if c.mean is not None})
+    n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    spread = low if low == high else f"{low} to {high}"
+    return f"{h.group} minus {h.baseline} {spread} over {len(means)} methods, {n} seeds"
 
 
 def _claims_and_cost(main: Sequence[Studied]) -> str:

@@ -21,7 +21,8 @@ def told(file: StudyFile) -> list[str]:
     spread = f", {min(ratios):.1f} to {max(ratios):.1f} times as many steps as memorising took" if ratios else ""
     cost = "; ".join(f"{kind} {counted(spent.cells, 'cell')}, {spent.seconds:.0f} s" for kind, spent in c.cost.items())
     models = counted(len(rows), "model")
-    first = f"{file.name}: {len(grokked)} of {models} grokked (the tuning seeds' included){spread}. {cost}."
+    who = f"{len(grokked)} of {models} grokked (the tuning seeds' included){spread}. " if rows else ""
+    first = f"{file.name}: {who}{cost}."
     machines = dict.fromkeys(e.machine for e in (*c.environments_before, c.environment))
     return [f"`{c.command}`", f"{first} {', '.join(machines)}.", *departures(file)]
 

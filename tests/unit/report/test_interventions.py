@@ -104,11 +104,14 @@ def test_the_second_design_has_a_section_of_its_own_without_what_it_did_not_run(
     probes = [{"seed": s, "checkpoint": k, "lines": {"norms, all: norm": [float(s + (k == "apart")), None, None]}}
               for s in range(3) for k in pair]  # fmt: skip
     again = content(found, study=study, probes=probes)
+    again["trainings"] = [{**row, "run": f"apart/{row['run']}"} for row in again["trainings"]]
     page = findings(read_results(made.write(tmp_path, interventions=content(runs()), interventions_apart=again)))
     first, second = (part for part in page.sections if part.title.startswith("Interventions"))
     assert second.title == "Interventions on gradients: apart, on other seeds"
     assert "`apart` keeps, beside `apart_sham`: more with npo." in second.text
     assert not any("Projected" in text for text in second.text)
+    assert any(" models grokked" in text for text in first.text)
+    assert not any(" models grokked" in text for text in second.text), "all its trainings are of arms"
     changed = next(grid for grid in second.grids if grid.title == "What was changed in the models")
     assert changed.columns == ("probe", "apart / apart_sham", "apart minus apart_sham")
     assert all("grok minus fit" not in grid.columns for grid in second.grids)
