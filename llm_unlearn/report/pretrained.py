@@ -31,6 +31,8 @@ BRINGS = {
     "npo, updates": "NPO: updates",
     "npo, forget_inf_acc": "NPO: still inferred",
 }
+ALIKE = ("gold, forget_inf_acc", "graddiff, came to the level", "npo, came to the level")
+"""What is not set beside the model grokked from scratch: of gold, or counted."""
 
 
 def pretrained(found: Pretrained) -> Section:
@@ -61,7 +63,10 @@ def _phase_grid(found: Pretrained) -> Grid:
         why = "; ".join(dict.fromkeys(row.error for row in its if row.error))
         rows.append(Row((arm, f"{jumped} of {len(its)}", *means, why)))
     heads = ("arm", "grokked", "held out when memorised", "held out, best", "could not run")
-    notes = ("Grokked: memorised first, generalised later, by the detector. Means over seeds.",)
+    notes = (
+        "Grokked: memorised first, generalised later, by the detector; the others generalised as they memorised. "
+        "Means over seeds.",
+    )
     return Grid("Does it grok", heads, tuple(rows), notes)
 
 
@@ -80,6 +85,8 @@ def _brings_grids(found: Pretrained) -> list[Grid]:
         means.append(
             Row((words, *(_mean([row.values.get(key, NONE)[0] for row in of.values()]) for of in models.values())))
         )
+        if key in ALIKE:
+            continue
         others = [of for model, of in models.items() if model != FROM]
         beside.append(Row((words, *(_paired(of, models.get(FROM, {}), key) for of in others))))
     runs = Row(("seeds", *(str(len(of)) for of in models.values())))
