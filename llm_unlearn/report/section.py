@@ -77,6 +77,7 @@ def sections(s: Studied) -> list[Section]:
         return [Section(file.title, (*text, "No run of the request it was to be decided on has ended."))]
     few = [o for o in runs if o.checkpoint in SHOWN]
     pairs = [("grok", other) for other in ("fit", "easy", "early")]
+    methods = tuple(dict.fromkeys((*_methods(s), *(o.method for o in runs))))
     first = [*primary(s.comparison), behind(s), *starts(s.comparison, checkpoints(runs)), claims_grid(s.claims)]
     course = [
         times_grid(few, pairs),
@@ -94,7 +95,7 @@ def sections(s: Studied) -> list[Section]:
             *_everywhere(s),
         ], _left(s)),
         _part("Every setting tried", [same_settings_grid(file.content.trials, file.scenario, pairs)]),
-        _part("Cost", [training_grid(file), break_even_grid(file, _methods(s), s.pairs)]),
+        _part("Cost", [training_grid(file), break_even_grid(file, methods, s.pairs)]),
         _why(s),
     ]  # fmt: skip
     return [part for part in parts if part.text or part.grids]

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_another_effect_makes_another_page(page, tmp_path):
     after = page_of(made.write(tmp_path, language=other))
     assert "**Language:** grokking does not make forgetting easier" in after
     assert "**Language:** grokking does not make forgetting easier" not in page.answer[0]
+
+
+def test_what_grokking_costs_is_told_of_every_method_the_declared_ones_first(tmp_path):
+    declared = made.primary(methods=["rmu"])
+    found = [replace(o, primary=declared) for o in made.outcomes(MORE, 6, fit=30)]
+    page = findings(read_results(made.write(tmp_path, language=made.content(found))))
+    grids = [grid for part in page.sections for grid in part.grids if grid.title.startswith("From how many requests")]
+    assert [row.cells[0] for row in grids[0].rows if row.kind != "section"][:3] == ["rmu", "ga", "npo"]
 
 
 def test_studies_with_one_answer_share_a_clause(tmp_path):
