@@ -5,7 +5,8 @@ Exploratory: every interval stands on its own, and no test decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from llm_unlearn.eval.compare import paired_numbers, summarise
 from llm_unlearn.eval.outcome import KEPT_AT_LEVEL, LEAST_EXCESS, Outcome
@@ -15,6 +16,7 @@ from llm_unlearn.report.text import DASH, number
 from llm_unlearn.stats import Difference, paired_difference
 
 Pairs = Sequence[tuple[str, str]]
+ByScenario = Mapping[str, Sequence[Outcome]]
 INFERRED = "forget_inf_acc"
 TEXT = {
     "forget_acc~gold": "distance to gold on forgotten questions (less is better)",
@@ -70,47 +72,64 @@ def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pai
     return Grid("Secondary outcomes", ("method", *kinds, *(f"{a} minus {b}" for a, b in pairs)), tuple(rows), notes)
 
 
-def requests_grid(
-    by_scenario: Mapping[str, Sequence[Outcome]], pairs: Pairs, measure: str = KEPT_AT_LEVEL
-) -> Grid | None:
+def requests_grid(by_scenario: ByScenario, pairs: Pairs, measure: str = KEPT_AT_LEVEL) -> Grid | None:
     """Return the paired differences of the primary's measure for every request and method; None without any."""
-    rows: list[Row] = []
-    for scenario, outcomes in by_scenario.items():
-        part = []
-        for method in sorted({o.method for o in outcomes}):
-            found = [_difference(outcomes, method, pair, measure) for pair in pairs]
-            if any(found):
-                part.append(Row((method, *(_shown(d) for d in found))))
-        rows += [Row((scenario or "the one request",), "section"), *part] if part else []
-    if not rows:
-        return None
     notes = (
         f"Paired by seed [95 % interval, each on its own], exploratory but for the primary's cells; {DASH}: fewer than "
         f"{MIN_SEEDS} seeds, not run, or a side collapsed in one.",
     )
-    heads = ("method", *(f"{a} minus {b}" for a, b in pairs))
-    return Grid(f"{measure}: all requests and checkpoints", heads, tuple(rows), notes)
+    heads = tuple(f"{a} minus {b}" for a, b in pairs)
+    return _by_request(
+        by_scenario,
+        lambda runs, method: [_shown(_difference(runs, method, pair, measure)) for pair in pairs],
+        Grid(f"{measure}: all requests and checkpoints", ("method", *heads), (), notes),
+    )
 
 
-def levels_grid(
-    by_scenario: Mapping[str, Sequence[Outcome]], kinds: Sequence[str], measure: str = INFERRED
-) -> Grid | None:
+def levels_grid(by_scenario: ByScenario, kinds: Sequence[str], measure: str = INFERRED) -> Grid | None:
     """Return a measure's means for every request, method and checkpoint, gold's and doing nothing's in brackets; None
     without any.
     """
-    rows: list[Row] = []
-    for scenario, outcomes in by_scenario.items():
-        part = []
-        for method in sorted({o.method for o in outcomes}):
-            cells = [_cell(outcomes, method, kind, measure) for kind in kinds]
-            if any(cell != DASH for cell in cells):
-                part.append(Row((method, *cells)))
-        rows += [Row((scenario or "the one request",), "section"), *part] if part else []
-    if not rows:
-        return None
     words = (IMAGES if measure in IMAGES else TEXT).get(measure, measure)
-    notes = ("Means over seeds (gold; doing nothing).",)
-    return Grid(f"{words[:1].upper()}{words[1:]}: all requests and checkpoints", ("method", *kinds), tuple(rows), notes)
+    title = f"{words[:1].upper()}{words[1:]}: all requests and checkpoints"
+    return _by_request(
+        by_scenario,
+        lambda runs, method: [_cell(runs, method, kind, measure) for kind in kinds],
+        Grid(title, ("method", *kinds), (), ("Means over seeds (gold; doing nothing).",)),
+    )
+
+
+def reached_grid(by_scenario: ByScenario, kinds: Sequence[str]) -> Grid | None:
+    """Return how many runs came to their forget level, and what the models they delivered keep, for every request,
+    method and checkpoint; None without any.
+    """
+
+    def cell(runs: Sequence[Outcome], method: str, kind: str) -> str:
+        mine = [o for o in runs if (o.method, o.checkpoint) == (method, kind)]
+        kept = summarise([o.number("retain_acc") for o in mine]).mean
+        return f"{sum(o.at_target() is not None for o in mine)} of {len(mine)}; {number(kept)}" if mine else DASH
+
+    notes = (
+        "Runs that came to their gold's forget level on the way, of those that ended; mean accuracy on what is kept of "
+        "the models that all of them delivered, whether they came to it or not.",
+    )
+    return _by_request(
+        by_scenario,
+        lambda runs, method: [cell(runs, method, kind) for kind in kinds],
+        Grid("Came to the level, and kept: all requests and checkpoints", ("method", *kinds), (), notes),
+    )
+
+
+def _by_request(
+    by_scenario: ByScenario, cells: Callable[[Sequence[Outcome], str], Sequence[str]], plain: Grid
+) -> Grid | None:
+    """Return a grid with a line for every request and method that has a cell; None without any."""
+    rows: list[Row] = []
+    for scenario, runs in by_scenario.items():
+        found = {method: cells(runs, method) for method in sorted({o.method for o in runs})}
+        part = [Row((method, *its)) for method, its in found.items() if set(its) - {DASH}]
+        rows += [Row((scenario or "the one request",), "section"), *part] if part else []
+    return replace(plain, rows=tuple(rows)) if rows else None
 
 
 def _cell(outcomes: Sequence[Outcome], method: str, kind: str, measure: str) -> str:

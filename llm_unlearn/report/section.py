@@ -20,7 +20,7 @@ from llm_unlearn.report.leftover import left_over
 from llm_unlearn.report.paper_table import PAIRS, checkpoints, present
 from llm_unlearn.report.probe_table import predictors, probe_claims, probe_grids
 from llm_unlearn.report.results import AT_LEVEL, StudyFile
-from llm_unlearn.report.secondary import levels_grid, requests_grid, secondary_grid
+from llm_unlearn.report.secondary import levels_grid, reached_grid, requests_grid, secondary_grid
 from llm_unlearn.report.told import designed, told
 from llm_unlearn.report.untuned import same_settings_grid
 
@@ -150,7 +150,8 @@ def _everywhere(s: Studied) -> list[Grid | None]:
     measure = s.primary.declared.measure if s.primary else "kept_at_level"
     by_scenario = {name: s.file.of(name) for name in dict.fromkeys(o.scenario for o in s.file.outcomes)}
     differences = requests_grid(by_scenario, present(s.file.outcomes, PAIRS), measure)
-    return [differences, levels_grid(by_scenario, checkpoints(s.file.outcomes))]
+    kinds = checkpoints(s.file.outcomes)
+    return [differences, reached_grid(by_scenario, kinds), levels_grid(by_scenario, kinds)]
 
 
 def _why(s: Studied) -> Section:

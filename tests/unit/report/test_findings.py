@@ -22,7 +22,7 @@ from llm_unlearn.report.findings import Page, findings, markdown, write_findings
 from llm_unlearn.report.local_grokking import local_claims
 from llm_unlearn.report.probe_table import probe_claims, probe_grids
 from llm_unlearn.report.results import LANGUAGE, LOCAL, PRETRAINED, SIMULATION, VISION, Tuning, read_results
-from llm_unlearn.report.secondary import levels_grid, requests_grid, secondary_grid
+from llm_unlearn.report.secondary import levels_grid, reached_grid, requests_grid, secondary_grid
 from llm_unlearn.report.section import behind, studied
 from llm_unlearn.report.text import DASH, printable
 from llm_unlearn.report.told import departures, infeasible, told
@@ -353,6 +353,17 @@ def test_secondary_outcomes_stand_beside_gold_and_doing_nothing(folder):
     assert levels_grid({"author": outcomes}, ("sam",)) is None
     everywhere = requests_grid({"author": outcomes}, [("grok", "fit")])
     assert everywhere.rows[1].cells[1].startswith("+0.1")
+
+
+def test_who_came_to_the_level_is_counted_for_every_request_beside_what_all_runs_keep():
+    short = {("npo", 1): 50, ("npo", 2): 50}  # seeds that never come to it
+    runs = [made.outcome(seed, "grok", m, 0.7 + 0.1 * seed, reach=short.get((m, seed), 20))
+            for m in ("ga", "npo") for seed in range(3)]  # fmt: skip
+    grid = reached_grid({"author": runs, "fact": runs[:1], "none": []}, ("fit", "grok"))
+    assert [row.cells for row in grid.rows] == [
+        ("author",), ("ga", DASH, "3 of 3; 0.80"), ("npo", DASH, "1 of 3; 0.80"), ("fact",), ("ga", DASH, "1 of 1; 0.70"),
+    ]  # fmt: skip
+    assert reached_grid({"author": runs}, ("fit",)) is None
 
 
 def test_a_claim_that_the_design_decides_is_not_counted(folder, page):
