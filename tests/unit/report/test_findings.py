@@ -361,7 +361,8 @@ def test_who_came_to_the_level_is_counted_for_every_request_beside_what_all_runs
             for m in ("ga", "npo") for seed in range(3)]  # fmt: skip
     grid = reached_grid({"author": runs, "fact": runs[:1], "none": []}, ("fit", "grok"))
     assert [row.cells for row in grid.rows] == [
-        ("author",), ("ga", DASH, "3 of 3; 0.80"), ("npo", DASH, "1 of 3; 0.80"), ("fact",), ("ga", DASH, "1 of 1; 0.70"),
+        ("author",), ("ga", DASH, "3 of 3; 0.80"), ("npo", DASH, "1 of 3; 0.80"),
+        ("fact",), ("ga", DASH, "1 of 1; 0.70"),
     ]  # fmt: skip
     assert reached_grid({"author": runs}, ("fit",)) is None
 
