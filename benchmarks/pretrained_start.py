@@ -170,10 +170,12 @@ def train_arm(task: tuple[argparse.Namespace, int, str]) -> dict[str, Any]:
 
 def brings(task: tuple[argparse.Namespace, int, str, str]) -> dict[str, Any]:
     """Probe an arm's model, and make it forget with every method. The memorised one stands for a checkpoint that was
-    never reached; where that was not either, or something cannot be run, the row says so. A method that diverged has no
-    values.
+    never reached; where that was not either, or something cannot be run, the row says so. A method that diverged did
+    not come to the level, and has no other values.
     """
     from llm_unlearn.errors import Diverged, UserError
+    from llm_unlearn.eval.evaluate import evaluate
+    from llm_unlearn.eval.suite import load_suite
     from llm_unlearn.unlearn.start import open_start
 
     args, seed, arm, asked = task
@@ -184,12 +186,14 @@ def brings(task: tuple[argparse.Namespace, int, str, str]) -> dict[str, Any]:
         return {**row, "error": f"from scratch, gold or itself reached neither grok nor {MEMORISED}"}
     try:
         same = open_start(common, None, None)
-        values = probed(model, same)
+        values, suite = probed(model, same), load_suite("language_study")
+        golds = evaluate(gold, suite, same.corpus, same.request, fmt=same.data.format)["metrics"]
+        level = golds["forget_Q_A_Prob"]["value"] + MARGIN
         for method in FORGETTING:
             try:
-                values |= forget(model, gold, method, same)
+                values |= forget(model, gold, level, method, same)
             except Diverged:
-                continue
+                values[f"{method}, came to the level"] = (0.0, 0.0)
     except UserError as error:
         return {**row, "error": str(error)}
     return {**row, "gold": gold.rpartition("@")[2], "values": values}
@@ -211,8 +215,8 @@ def reached(run: Path, kind: str) -> str:
     return next((f"{run}@{k}" for k in (kind, MEMORISED) if (run / k / "config.json").exists()), "")
 
 
-def forget(model: str, gold: str, method: str, same: Any) -> dict[str, tuple[float | None, float]]:
-    """Make a model forget until its gold's level; return what is asked of it before and after, on the data `same`, with
+def forget(model: str, gold: str, level: float, method: str, same: Any) -> dict[str, tuple[float | None, float]]:
+    """Make a model forget until a level; return what is asked of it before and after, on the data `same`, with
     the step of the grid that a number lies on.
     """
     from llm_unlearn.config import build_config
@@ -225,11 +229,10 @@ def forget(model: str, gold: str, method: str, same: Any) -> dict[str, tuple[flo
     from llm_unlearn.unlearn.start import open_start
 
     out, suite = f"{model.replace('@', '-forgets-')}-{method}", load_suite("language_study")
-    level = evaluate(gold, suite, same.corpus, same.request, fmt=same.data.format)["metrics"]["forget_Q_A_Prob"]
     settings = {  # gold was not trained on every arm's data, so its level is given as a number
         "out": out, "model": model, "method": FORGETTING[method], "optim": {"lr": LR},
         "loop": {"max_steps": UPDATES, "threads": 1},
-        "stop": {"every": EVERY, "until": "target", "target": level["value"] + MARGIN, "floor": None},
+        "stop": {"every": EVERY, "until": "target", "target": level, "floor": None},
     }  # fmt: skip
     facts = comparison_facts(run_unlearn(build_config(UnlearnConfig, settings)), open_start(model, None, None).origin)
     evaluate(out, suite, same.corpus, same.request, fmt=same.data.format, gold=gold, start=model, run=facts)

@@ -49,7 +49,7 @@ def predictor_grid(outcome: str, lines: Sequence[Predicted], alpha: float = 0.05
         f"What predicts: {outcome}",
         columns,
         tuple(rows),
-        (said, *(floor if len(lines) * least > alpha else []), *NOTES),
+        (said, *floor, *NOTES),
     )
 
 

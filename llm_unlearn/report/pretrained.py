@@ -64,8 +64,8 @@ def _phase_grid(found: Pretrained) -> Grid:
         rows.append(Row((arm, f"{jumped} of {len(its)}", *means, why)))
     heads = ("arm", "grokked", "held out when memorised", "held out, best", "could not run")
     notes = (
-        "Grokked: memorised first, generalised later, by the detector; the others generalised as they memorised. "
-        "Means over seeds.",
+        "Grokked: memorised first, generalised later, by the detector; the others generalised as they memorised, "
+        "or never did. Means over seeds.",
     )
     return Grid("Does it grok", heads, tuple(rows), notes)
 

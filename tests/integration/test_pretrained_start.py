@@ -7,6 +7,8 @@ from argparse import Namespace
 
 import pytest
 
+from llm_unlearn.errors import Diverged
+
 
 @pytest.fixture(scope="module")
 def program(load_benchmark):
@@ -72,7 +74,7 @@ def test_an_arm_pays_for_its_start_and_its_teacher(program):
 
 
 @pytest.mark.integration
-def test_memorised_models_forget_and_are_probed_on_one_arms_data(program, tmp_path):
+def test_memorised_models_forget_and_are_probed_on_one_arms_data(program, tmp_path, monkeypatch):
     argv = ["--quick", "--seeds", "1", "--jobs", "1", "--epochs", "10", "--arms", "pretrained, hops"]
     argv += ["optim.weight_decay=0.1", "loop.max_steps=700", "watch.until=fit"]
     program.main([*argv, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")])
@@ -91,6 +93,15 @@ def test_memorised_models_forget_and_are_probed_on_one_arms_data(program, tmp_pa
     assert scratch["gold, forget_inf_acc"] == hops["gold, forget_inf_acc"], "one gold for all"
     assert {row["gold"] for row in brought.values()} == {"fit"}
     assert told["forgetting"] == {"authors": 2, "updates": 200, "lr": 1e-4}
+
+    def breaks(*_):
+        raise Diverged("numbers ceased to be finite")
+
+    monkeypatch.setattr(program, "forget", breaks)
+    args = program.parse([*argv, "--runs", str(tmp_path / "runs")])
+    values = program.brings((args, 0, "scratch", "fit"))["values"]
+    assert values["npo, came to the level"] == (0.0, 0.0), "counted, and not silently left out"
+    assert "npo, kept_at_level" not in values
 
 
 def test_a_model_never_reached_is_a_row_that_says_so(program, tmp_path):
