@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from llm_unlearn.data.local_draws import LOCAL
 from llm_unlearn.eval.breakeven import NEVER
 from llm_unlearn.files import write_atomic
 from llm_unlearn.report import plots
@@ -21,10 +22,10 @@ from llm_unlearn.report.interventions import interventions
 from llm_unlearn.report.local_grokking import lines_grid, local_claims
 from llm_unlearn.report.pretrained import pretrained
 from llm_unlearn.report.probe_table import LESS_ALIGNED, LESS_ALIKE, LESS_COMPLEX
-from llm_unlearn.report.results import LANGUAGE, VISION, Check, Results, read_results
+from llm_unlearn.report.results import LANGUAGE, VISION, Check, Local, Results, read_results
 from llm_unlearn.report.section import Section, Studied, behind, sections, studied
 from llm_unlearn.report.tables import grids_markdown
-from llm_unlearn.report.text import DASH, printable
+from llm_unlearn.report.text import DASH, counted, printable
 from llm_unlearn.report.told import designed, told
 from llm_unlearn.report.untuned import same_settings_grid
 
@@ -293,9 +294,20 @@ def _local(results: Results) -> list[Section]:
     out = []
     for name, local in results.local.items():
         judged = [claims_grid(local_claims(_dumped(local.lines), way), said) for way, said in WAYS.items()]
-        text = (f"`{local.command}` ({name}). {local.environment.machine}.",)
+        text = (f"`{local.command}` ({name}). {local.environment.machine}.", _drawn(local))
         out.append(Section("Local grokking on TOFU", text, grids=(*judged, lines_grid(_dumped(local.lines)))))
     return out
+
+
+def _drawn(local: Local) -> str:
+    rule, groups = local.rule, local.groups
+    early, late = (groups.questions[kind] for kind in LOCAL)
+    said = (
+        f"{counted(local.draws, 'draw')}. Learnt early: the loss falls by less than {rule.grokked_below:g} from epoch "
+        f"{groups.early_epoch:g} to {groups.late_epoch:g} ({counted(early, 'question')}); learnt late: by more than "
+        f"{rule.ungrokked_above:g} ({late}); {groups.matched_pairs} pairs match."
+    )
+    return f"{said} Not drawn: {'; '.join(local.left_out)}." if local.left_out else said
 
 
 def _simulation(results: Results) -> list[Section]:

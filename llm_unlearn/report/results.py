@@ -242,10 +242,30 @@ class LocalLine(_Part):
     matched: LocalWay
 
 
+class LocalRule(_Part):
+    """Falls of the loss between two epochs by which a question counts as learnt early or late."""
+
+    grokked_below: float
+    ungrokked_above: float
+
+
+class LocalGroups(_Part):
+    """How many questions the rule finds between which epochs."""
+
+    early_epoch: float
+    late_epoch: float
+    questions: dict[str, int]
+    matched_pairs: int
+
+
 class Local(_Part):
     """The file of benchmarks/local_grokking.py."""
 
     command: str
+    draws: int
+    rule: LocalRule
+    groups: LocalGroups
+    left_out: list[str]
     lines: list[LocalLine]
     environment: Environment
 

@@ -111,7 +111,11 @@ def local() -> dict[str, Any]:
          "as_published": way(0.0), "matched": way(-0.19)}
         for m in ("forget", "retain")
     ]  # fmt: skip
-    return {"command": "python benchmarks/local_grokking.py", "lines": lines, "environment": {"machine": "a machine"}}
+    groups = {"early_epoch": 18.0, "late_epoch": 40.0, "questions": {"local_grok": 197, "local_ungrok": 291},
+              "matched_pairs": 98}  # fmt: skip
+    return {"command": "python benchmarks/local_grokking.py", "lines": lines, "groups": groups, "draws": 4,
+            "rule": {"grokked_below": 0.03, "ungrokked_above": 0.3}, "left_out": ["150 matched: there are 98"],
+            "environment": {"machine": "a machine"}}  # fmt: skip
 
 
 def pretrained() -> dict[str, Any]:

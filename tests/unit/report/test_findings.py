@@ -336,6 +336,14 @@ def test_local_grokking_is_judged_both_ways(folder):
     assert published[0].effect.mean == pytest.approx(np.mean([0.2, 0.18, 0.19, 0.22]))
 
 
+def test_local_grokking_says_who_was_drawn_and_what_could_not_be(folder):
+    page = findings(read_results(folder))
+    text = " ".join(next(s for s in page.sections if s.title == "Local grokking on TOFU").text)
+    assert "by less than 0.03 from epoch 18 to 40 (197 questions)" in text
+    assert "by more than 0.3 (291); 98 pairs match" in text
+    assert "Not drawn: 150 matched: there are 98" in text
+
+
 def test_secondary_outcomes_stand_beside_gold_and_doing_nothing(folder):
     outcomes = read_results(folder).language.of("author")
     grid = secondary_grid(outcomes, ("fit", "grok"), [("grok", "fit")])
