@@ -61,9 +61,9 @@ def secondary_grid(outcomes: Sequence[Outcome], kinds: Sequence[str], pairs: Pai
     if not rows:
         return None
     notes = (
-        "Means over seeds (gold; doing nothing). Of a distance to gold only doing nothing's. Differences: paired by "
-        f"seed [95 % interval, each on its own]; {DASH}: not run, fewer than {MIN_SEEDS} seeds, or a side collapsed in "
-        "one.",
+        "Means over seeds (gold; doing nothing, of the same seeds). Of a distance to gold only doing nothing's. "
+        f"Differences: paired by seed [95 % interval, each on its own]; {DASH}: not run, fewer than {MIN_SEEDS} seeds, "
+        "or a side collapsed in one.",
     )
     if wanted is TEXT:
         share = "who infers more has more to leave, and this says how much of it is left"
@@ -95,7 +95,7 @@ def levels_grid(by_scenario: ByScenario, kinds: Sequence[str], measure: str = IN
     return _by_request(
         by_scenario,
         lambda runs, method: [_cell(runs, method, kind, measure) for kind in kinds],
-        Grid(title, ("method", *kinds), (), ("Means over seeds (gold; doing nothing).",)),
+        Grid(title, ("method", *kinds), (), ("Means over seeds (gold; doing nothing, of the same seeds).",)),
     )
 
 
@@ -140,7 +140,7 @@ def _cell(outcomes: Sequence[Outcome], method: str, kind: str, measure: str) -> 
     if measure.endswith("~left"):
         return number(s.mean)
     who = ("start",) if "~" in measure else ("gold", "start")
-    beside = [reference(outcomes, kind, measure, name).mean for name in who]
+    beside = [reference(mine, kind, measure, name).mean for name in who]
     return f"{number(s.mean)} ({'; '.join(number(v) for v in beside)})"
 
 

@@ -363,6 +363,18 @@ def test_secondary_outcomes_stand_beside_gold_and_doing_nothing(folder):
     assert everywhere.rows[1].cells[1].startswith("+0.1")
 
 
+def test_a_method_stands_beside_gold_of_its_own_seeds():
+    def run(seed: int, method: str):
+        plain = made.outcome(seed, "fit", method, 0.9, reach=20)
+        line = {**plain.metrics["forget_inf_acc"], "gold": 0.1 * seed, "start": 0.5 + 0.1 * seed}
+        return replace(plain, metrics={**plain.metrics, "forget_inf_acc": line})
+
+    runs = [run(seed, "ga") for seed in range(2)] + [run(seed, "npo") for seed in range(4)]
+    grid = levels_grid({"author": runs}, ("fit",))
+    beside = {row.cells[0]: row.cells[1].partition(" ")[2] for row in grid.rows[1:]}
+    assert beside == {"ga": "(0.05; 0.55)", "npo": "(0.15; 0.65)"}
+
+
 def test_who_came_to_the_level_is_counted_for_every_request_beside_what_all_runs_keep():
     short = {("npo", 1): 50, ("npo", 2): 50}  # seeds that never come to it
     runs = [made.outcome(seed, "grok", m, 0.7 + 0.1 * seed, reach=short.get((m, seed), 20))
