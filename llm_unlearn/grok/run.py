@@ -35,6 +35,7 @@ from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
 from llm_unlearn.train.snapshot import claim_output, finished, save_model, write_result
 from llm_unlearn.train.whole import check_whole_gradients
+from llm_unlearn.train.world import end_together
 
 log = get_logger(__name__)
 
@@ -125,7 +126,7 @@ def train_grok(config: GrokConfig) -> dict[str, Any]:
                 save_model(out / LAST, run.lm, tokenizer, {**origin, "kind": LAST, "step": run.step})
             write_result(out, result)
     log.info("%s: %s after %d steps (t_fit %s, t_gen %s)", out, report.phase, run.step, report.t_fit, report.t_gen)
-    accelerator.end_training()
+    end_together(accelerator)
     return result
 
 

@@ -27,6 +27,7 @@ from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, run_origin
 from llm_unlearn.train.snapshot import claim_output, finished, save_outcome, write_result
 from llm_unlearn.train.tasks import FitTask
+from llm_unlearn.train.world import end_together
 
 log = get_logger(__name__)
 
@@ -128,5 +129,5 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> dict
             save_outcome(out, run.lm, tokenizer, {**origin, "kind": "fitted", "step": run.step})
             write_result(out, result)
     log.info("%s: loss %.4f after %d steps", out, run.loss, run.step)
-    accelerator.end_training()
+    end_together(accelerator)
     return result

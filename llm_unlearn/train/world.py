@@ -9,6 +9,10 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def is_main_rank() -> bool:
@@ -30,6 +34,16 @@ def end_with_launcher() -> None:
     if {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys() and sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def end_together(accelerator: Accelerator) -> None:
+    """Leave the group of processes once the main one has written what the run came to.
+
+    A process that ends right after a collective aborts now and then, since gloo's thread still lets go of tensors that
+    Python made, and its launcher ends the others with it. A barrier has none of those, and gives the time.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from llm_unlearn.train.optimizer import check_optimizer
 from llm_unlearn.train.origin import absolute_paths, gold_kind, run_origin
 from llm_unlearn.train.snapshot import claim_output, finished, save_outcome, write_result
 from llm_unlearn.train.tasks import Place
+from llm_unlearn.train.world import end_together
 from llm_unlearn.unlearn.config import UnlearnConfig
 from llm_unlearn.unlearn.dual import DualAscent
 from llm_unlearn.unlearn.edit import is_edit, make_edit, run_edit
@@ -123,7 +124,7 @@ def run_unlearn(config: UnlearnConfig, callbacks: Sequence[Callback] = ()) -> di
             save_outcome(out, run.lm, tokenizer, origin)
             write_result(out, result)
     log.info("%s: kept step %d of %d (%s): %s", out, kept, run.step, result["stop"], watch.told(kept))
-    accelerator.end_training()
+    end_together(accelerator)
     return result
 
 

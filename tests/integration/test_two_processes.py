@@ -99,6 +99,7 @@ for name, recipe, given in json.loads((folder / "jobs.json").read_text()):
     ends = asked_to_end_in_step_two("1") if name == "broken_off" else nullcontext()
     with ends, told.open("w") as out, warned.open("w") as err, redirect_stdout(out), redirect_stderr(err):
         module.main()
+    (folder / f"{name}.{os.environ['RANK']}.left").write_text(str((folder / name / "run.json").exists()))
 torch.distributed.destroy_process_group()
 """
 
@@ -179,6 +180,12 @@ def check_one_voice(two: Path, name: str, warnings: int) -> None:
 
 
 @pytest.mark.integration
+def test_no_process_leaves_before_the_main_one_has_written(two):
+    left = {file.name: file.read_text() for file in two.glob("*.left")}
+    assert len(left) == 2 * len(json.loads((two / "jobs.json").read_text()))
+    assert {name.split(".")[0] for name, written in left.items() if written == "False"} == {"broken_off"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_are_those_of_one_process(name, start, two, tmp_path):
     given = [f"model={start}", *UNLEARN, *METHODS[name], f"out={tmp_path / 'one'}"]
