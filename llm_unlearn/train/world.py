@@ -39,8 +39,8 @@ def end_with_launcher() -> None:
 def end_together(accelerator: Accelerator) -> None:
     """Leave the group of processes once the main one has written what the run came to.
 
-    A process that ends right after a collective aborts now and then, since gloo's thread still lets go of tensors that
-    Python made, and its launcher ends the others with it. A barrier has none of those, and gives the time.
+    Under load a process aborts now and then as it ends (gloo's threads, which DDP keeps alive, outlive the group), and
+    its launcher ends the others with it: by then nothing may be left to write.
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()
